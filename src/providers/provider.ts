@@ -26,11 +26,11 @@ export type Message =
   | { role: 'user'; parts: Part[] }
   | { role: 'assistant'; parts: Part[]; results: ToolResult[] }
 
-/** A tool as the model sees it. `inputSchema` is JSON Schema of type `object`. */
+/** A tool as the model sees it. `input` is JSON Schema of type `object`. */
 export interface ToolSpec {
   name: string
   description: string
-  inputSchema: Record<string, unknown>
+  input: Record<string, unknown>
 }
 
 export interface ModelRequest {
