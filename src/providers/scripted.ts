@@ -20,6 +20,8 @@ export interface ScriptedReply {
   calls?: { name: string; input?: unknown; id?: string }[]
   /** Data of one opaque part (thinking, a signature) that comes before the text. */
   opaque?: unknown
+  /** The reply's parts as they are, in place of `opaque`, `text` and `calls`; what streams is still `pieces`. */
+  parts?: Part[]
   /** Default: `tool_call` when there are calls, else `stop`. */
   finishReason?: FinishReason
   /** Default: zeroes for what is not said. */
@@ -78,18 +80,11 @@ export function scripted(
       call.signal?.throwIfAborted()
     }
     if (reply.error) throw reply.error
-    const calls = reply.calls ?? []
-    const parts: Part[] = []
-    if (reply.opaque !== undefined) {
-      parts.push({ type: 'opaque', provider: name, data: copy(reply.opaque) })
-    }
-    if (pieces.length > 0) parts.push({ type: 'text', text: pieces.join('') })
-    for (const { id = `call_${crypto.randomUUID()}`, name: tool, input = {} } of calls) {
-      parts.push({ type: 'tool_call', id, name: tool, input: copy(input) })
-    }
+    const parts = reply.parts ? copy(reply.parts) : toParts(reply, pieces.join(''), name)
+    const calls = parts.some((part) => part.type === 'tool_call')
     return {
       parts,
-      finishReason: reply.finishReason ?? (calls.length > 0 ? 'tool_call' : 'stop'),
+      finishReason: reply.finishReason ?? (calls ? 'tool_call' : 'stop'),
       usage: { ...noUsage, ...reply.usage },
       ...(reply.raw === undefined ? {} : { raw: reply.raw }),
     }
@@ -116,6 +111,18 @@ function toReply(entry: string | string[] | ScriptedReply): ScriptedReply {
     'invalid_argument',
     `A script entry must be a text, its pieces, a reply, an Error or a function, got ${String(entry)}`,
   )
+}
+
+function toParts(reply: ScriptedReply, text: string, provider: string): Part[] {
+  const parts: Part[] = []
+  if (reply.opaque !== undefined) {
+    parts.push({ type: 'opaque', provider, data: copy(reply.opaque) })
+  }
+  if (text !== '') parts.push({ type: 'text', text })
+  for (const { id = `call_${crypto.randomUUID()}`, name, input = {} } of reply.calls ?? []) {
+    parts.push({ type: 'tool_call', id, name, input: copy(input) })
+  }
+  return parts
 }
 
 /** As a wire would carry it: JSON. */

@@ -41,6 +41,18 @@ test('opaque data comes before the text, calls after it, and calls without ids g
   assert.equal(finishReason, 'tool_call')
 })
 
+test('given parts are the reply as they are; an empty text is no part', async () => {
+  const parts = [
+    { type: 'text' as const, text: 'a' },
+    { type: 'tool_call' as const, id: 'c', name: 'get', input: {} },
+    { type: 'opaque' as const, provider: 'other', data: { signature: 's' } },
+  ]
+  const model = scripted([{ parts }, ''])
+  const reply = await model.complete(ask('a'))
+  assert.deepEqual([reply.parts, reply.finishReason], [parts, 'tool_call'])
+  assert.deepEqual((await model.complete(ask('a'))).parts, [])
+})
+
 test('pieces stream one by one, the next only after the promise of the one before', async () => {
   const seen: string[] = []
   const reply = await scripted([['a', '', 'b']]).complete(ask('x'), {
