@@ -1061,6 +1061,20 @@ export function rememberingHistory<W extends object>(
   }
 }
 
+/** Remembers what `make` made of an object for as long as it lives and its properties are the same values. */
+export function remembering<K extends object, V>(make: (from: K) => V): (from: K) => V {
+  const known = new WeakMap<K, { seen: unknown[]; made: V }>()
+  return (from) => {
+    const seen = Object.values(from)
+    let entry = known.get(from)
+    if (!entry || !isSame(entry.seen, seen)) {
+      entry = { seen, made: make(from) }
+      known.set(from, entry)
+    }
+    return entry.made
+  }
+}
+
 /** Everything of a message that `===` can compare: a message changed in place is rendered anew. */
 function contents(message: Message): unknown[] {
   const all: unknown[] = []
@@ -1085,11 +1099,12 @@ export function newCallId(): string {
 /**
  * A call's input from whatever a wire carries: nothing and blank text are `{}`, an object is itself, the text of one is
  * parsed. All else, and what is deeper than 64 or holds keys that reach prototypes, stays text, which the loop refuses.
+ * `cut`: the reply ended for its length in this call, so that nothing is not `{}` but the beginning of something.
  */
-export function toolInput(value: unknown): unknown {
-  if (value === undefined || value === null) return {}
+export function toolInput(value: unknown, cut = false): unknown {
+  if (value === undefined || value === null) return cut ? '' : {}
   if (typeof value !== 'string') return isPlain(value) ? value : JSON.stringify(value)
-  if (value.trim() === '') return {}
+  if (value.trim() === '') return cut ? '' : {}
   try {
     const input: unknown = JSON.parse(value)
     return isPlain(input) ? input : value
