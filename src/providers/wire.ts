@@ -9,10 +9,13 @@ import {
   type DcafErrorOptions,
   type Delta,
   type ErrorCode,
+  type FinishReason,
   type Message,
   type ModelReply,
   type ModelRequest,
+  type Part,
   type Provider,
+  type Usage,
 } from './provider.ts'
 
 /** Milliseconds. `Infinity` turns a clock off. */
@@ -1089,7 +1092,62 @@ function isSame(a: unknown[], b: unknown[]): boolean {
   return a.length === b.length && a.every((value, i) => value === b[i])
 }
 
-// ---- Tool calls --------------------------------------------------------------------------------------------------
+// ---- Replies and tool calls --------------------------------------------------------------------------------------
+
+/**
+ * A reply from parts in the vendor's order: neighbouring texts become one, empty ones go, a call without an id of its
+ * own gets one, and `stop` beside a call is `tool_call`, whatever word the vendor has for it.
+ */
+export function toReply(
+  parts: Part[],
+  finishReason: FinishReason,
+  usage: Usage,
+  raw: Record<string, unknown>,
+): ModelReply {
+  const out: Part[] = []
+  const ids = new Set<string>()
+  for (const part of parts) {
+    const before = out.at(-1)
+    if (part.type === 'tool_call') {
+      const id = part.id && !ids.has(part.id) ? part.id : newCallId()
+      ids.add(id)
+      out.push({ ...part, id })
+    } else if (part.type !== 'text') out.push(part)
+    else if (before?.type === 'text') {
+      out[out.length - 1] = { type: 'text', text: before.text + part.text }
+    } else if (part.text !== '') out.push(part)
+  }
+  return {
+    parts: out,
+    finishReason: ids.size && finishReason === 'stop' ? 'tool_call' : finishReason,
+    usage,
+    raw,
+  }
+}
+
+/** For what is not a string where the wire says string: thrown inside a fold or a parse it becomes `provider_invalid`. */
+export function string(value: unknown): string {
+  if (typeof value !== 'string') throw new TypeError('not a string')
+  return value
+}
+
+/** A caller's mistake that no request can repair: a missing key, an address. */
+export function configError(provider: string, what: string): ProviderError {
+  return new ProviderError('provider_config', `${provider}: ${what}`, { provider })
+}
+
+/** Before anything is sent. `takes`: what this wire does take, e.g. `PNG and JPEG in a user's message`. */
+export function unsupportedFile(
+  provider: string,
+  takes: string,
+  part: Part & { type: 'file' },
+): ProviderError {
+  return new ProviderError(
+    'unsupported_media_type',
+    `${provider} takes ${takes}; got ${part.mediaType}`,
+    { provider },
+  )
+}
 
 /** A name for a call whose vendor gave none, or one it gave before. */
 export function newCallId(): string {
