@@ -407,7 +407,7 @@ function endpoint(wire: Wire, stream: boolean, options: HttpOptions): Endpoint {
 const agents = new Map<number, Promise<Dispatcher>>()
 
 /** undici is loaded by the first request. HTTP/2 is off: a session that dies there ends a stream as if it were whole. */
-function sharedAgent(connectMs: number): Promise<Dispatcher> {
+export function sharedAgent(connectMs: number): Promise<Dispatcher> {
   let agent = agents.get(connectMs)
   if (!agent) {
     agent = import('undici').then(
@@ -759,14 +759,14 @@ function toValue(data: string): unknown {
   return data.trim() === '[DONE]' ? '[DONE]' : JSON.parse(data)
 }
 
-function causeOf(error: Error & { code?: unknown; errors?: { code?: unknown }[] }): string {
+export function causeOf(error: Error & { code?: unknown; errors?: { code?: unknown }[] }): string {
   const code = error.code ?? error.errors?.[0]?.code // an AggregateError when every address failed
   return typeof code === 'string' ? code : error.name
 }
 
 // ---- Errors in vendors' envelopes --------------------------------------------------------------------------------
 
-interface ErrorWords {
+export interface ErrorWords {
   message?: string
   type?: string
   code?: string
@@ -808,7 +808,7 @@ const quota = /insufficient_quota|billing/
 const tooLong =
   /context.?(length|window)|prompt is too long|(input|prompt) is too long|too many (input )?tokens|input tokens? exceed|maximum (context|number of tokens)/i
 
-function codeOf(status: number, words: ErrorWords): ErrorCode {
+export function codeOf(status: number, words: ErrorWords): ErrorCode {
   if (status === 401 || status === 403) return 'provider_auth'
   if (status === 413) return 'context_too_long'
   if (status < 500 && status !== 429) {
@@ -820,14 +820,14 @@ function codeOf(status: number, words: ErrorWords): ErrorCode {
   return 'provider_error'
 }
 
-function isTransient(status: number, words: ErrorWords): boolean {
+export function isTransient(status: number, words: ErrorWords): boolean {
   if (quota.test(`${words.type} ${words.code}`)) return false
   if (status === 408 || status === 409 || status === 429) return true
   return status >= 500 && status !== 501 && status !== 505
 }
 
 /** One line without keys and without what was asked, for a message that ends up in a log. */
-function clean(text: string, sent: Record<string, string>, request: ModelRequest): string {
+export function clean(text: string, sent: Record<string, string>, request: ModelRequest): string {
   let line = text.replace(/\s+/g, ' ').replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g, '')
   for (const [name, value] of Object.entries(sent)) {
     if (!/auth|key|token|secret|cookie/i.test(name)) continue
