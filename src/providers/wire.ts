@@ -5,6 +5,7 @@
 import { randomBytes } from 'node:crypto'
 import type { Dispatcher } from 'undici'
 import {
+  type CompleteOptions,
   DcafError,
   type DcafErrorOptions,
   type Delta,
@@ -123,6 +124,8 @@ export interface Wire {
   fold(answer: Answer): Fold
   /** Response header with the vendor's request id. Default `x-request-id`. */
   requestIdHeader?: string
+  /** True for a reply that goes on when it is sent back as the last message: to the caller they are one. */
+  isPaused?(reply: ModelReply): boolean
   /** Sees an error body before the shared rules do; returns what it knows better. */
   failure?(
     body: unknown,
@@ -142,6 +145,9 @@ export const caps = { line: MiB, answer: 16 * MiB, input: MiB, error: 64 * 1024 
 /** After the vendor's last event: how long the connection may take to end, so that it can be used again. */
 const graceMs = 200
 
+/** A reply that the vendor paused is sent back this often before it is handed over as it is. */
+const resumes = 10
+
 /** Makes a `Provider` of a `Wire`. Throws at once for an address or a clock that cannot work. */
 export function httpProvider(wire: Wire, options: HttpOptions = {}): HttpProvider {
   const timeouts = checkedTimeouts(options.timeouts)
@@ -149,9 +155,21 @@ export function httpProvider(wire: Wire, options: HttpOptions = {}): HttpProvide
   const whole = endpoint(wire, false, options)
   const streamed = endpoint(wire, true, options)
 
-  async function complete(
+  async function complete(request: ModelRequest, given?: CompleteOptions): Promise<ModelReply> {
+    let reply = await ask(request, given)
+    for (let i = 0; i < resumes && wire.isPaused?.(reply); i++) {
+      const { parts, usage } = reply
+      const messages: Message[] = [...request.messages, { role: 'assistant', parts, results: [] }]
+      const next = await ask({ ...request, messages }, given)
+      for (const key of Object.keys(usage) as (keyof Usage)[]) usage[key] += next.usage[key]
+      reply = toReply([...parts, ...next.parts], next.finishReason, usage, next.raw)
+    }
+    return reply
+  }
+
+  async function ask(
     request: ModelRequest,
-    { signal, onDelta }: Parameters<Provider['complete']>[1] = {},
+    { signal, onDelta }: CompleteOptions = {},
   ): Promise<ModelReply> {
     signal?.throwIfAborted()
     const url = onDelta ? streamed : whole
@@ -1102,7 +1120,7 @@ export function toReply(
   parts: Part[],
   finishReason: FinishReason,
   usage: Usage,
-  raw: Record<string, unknown>,
+  raw: unknown,
 ): ModelReply {
   const out: Part[] = []
   const ids = new Set<string>()
@@ -1123,6 +1141,19 @@ export function toReply(
     usage,
     raw,
   }
+}
+
+/** Usage of a wire whose input leaves out what was read from the cache and what was written to it. */
+export function toUsage(
+  input: number | null | undefined,
+  output: number | null | undefined,
+  cacheRead: number | null | undefined,
+  cacheWrite: number | null | undefined,
+): Usage {
+  const cacheReadTokens = cacheRead ?? 0
+  const cacheWriteTokens = cacheWrite ?? 0
+  const inputTokens = (input ?? 0) + cacheReadTokens + cacheWriteTokens
+  return { inputTokens, outputTokens: output ?? 0, cacheReadTokens, cacheWriteTokens }
 }
 
 /** For what is not a string where the wire says string: thrown inside a fold or a parse it becomes `provider_invalid`. */
@@ -1157,11 +1188,12 @@ export function newCallId(): string {
 /**
  * A call's input from whatever a wire carries: nothing and blank text are `{}`, an object is itself, the text of one is
  * parsed. All else, and what is deeper than 64 or holds keys that reach prototypes, stays text, which the loop refuses.
- * `cut`: the reply ended for its length in this call, so that nothing is not `{}` but the beginning of something.
+ * `cut`: the reply ended for its length in this call, so that nothing is not `{}` but the beginning of something, and an
+ * object may be what was left of a larger one.
  */
 export function toolInput(value: unknown, cut = false): unknown {
   if (value === undefined || value === null) return cut ? '' : {}
-  if (typeof value !== 'string') return isPlain(value) ? value : JSON.stringify(value)
+  if (typeof value !== 'string') return isPlain(value) && !cut ? value : JSON.stringify(value)
   if (value.trim() === '') return cut ? '' : {}
   try {
     const input: unknown = JSON.parse(value)
