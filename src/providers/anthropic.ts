@@ -28,7 +28,7 @@ export function anthropic(options: AnthropicOptions): wire.HttpProvider {
   const given = options.baseUrl ?? process.env.ANTHROPIC_BASE_URL
   if (!apiKey && !given) throw wire.configError(name, 'pass apiKey or set ANTHROPIC_API_KEY')
   const base = (given || 'https://api.anthropic.com').replace(/\/+$/, '').replace(/\/v1$/, '')
-  const history = wire.rememberingHistory(toTurns, merge)
+  const history = wire.rememberingHistory(toTurns, wire.alternating)
   const toolOf = wire.remembering((tool: ModelRequest['tools'][number]): Block => {
     return { name: tool.name, description: tool.description, input_schema: tool.input }
   })
@@ -65,8 +65,7 @@ export function anthropic(options: AnthropicOptions): wire.HttpProvider {
       },
       parse: toReply,
       fold,
-      isPaused: ({ raw, finishReason }) =>
-        finishReason === 'stop' && (raw as Block).finishReason === 'pause_turn',
+      isPaused: ({ raw }) => (raw as Block).finishReason === 'pause_turn',
     },
     options,
   )
@@ -95,7 +94,7 @@ function toToolChoice({ toolChoice = 'auto' }: ModelRequest): Block | undefined 
   return { tool_choice: toolChoice === 'none' ? { type: 'none' } : { type: 'tool', ...toolChoice } }
 }
 
-/** The turn and, as a user turn that `merge` joins to the next, all results of its calls. */
+/** The turn and, as a user turn that is joined to the next, all results of its calls. */
 function toTurns(message: Message): Turn[] {
   const content = message.parts.flatMap((part, i) => toBlock(part, message, message.parts[i - 1]))
   // A turn that was cut in the middle of thinking holds nothing else, and the API refuses it.
@@ -103,19 +102,15 @@ function toTurns(message: Message): Turn[] {
   const turns: Turn[] = isEmpty ? [] : [{ role: message.role, content }]
   if (message.role === 'user' || message.results.length === 0) return turns
   const results = message.results.map(({ callId, outcome, content }) => {
-    const isError = outcome !== 'ok' && { is_error: true }
-    return { type: 'tool_result', tool_use_id: callId, content, ...isError }
+    const result = { type: 'tool_result', tool_use_id: callId, content }
+    return outcome === 'ok' ? result : { ...result, is_error: true }
   })
   return [...turns, { role: 'user', content: results }]
 }
 
-function merge(before: Turn, after: Turn): Turn | undefined {
-  if (before.role !== after.role) return undefined
-  return { role: before.role, content: [...before.content, ...after.content] }
-}
-
 function toBlock(part: Part, message: Message, before: Part | undefined): Block[] {
-  if (part.type === 'text') return part.text.trim() ? [{ type: 'text', text: part.text }] : [] // the API refuses blank ones
+  // The API refuses blank texts.
+  if (part.type === 'text') return part.text.trim() ? [{ type: 'text', text: part.text }] : []
   if (part.type === 'file') return [toFile(part, message)]
   const isOurs = part.type === 'opaque' && part.provider === name && !callerOf(part)
   if (part.type === 'opaque') return isOurs ? [part.data as Block] : []

@@ -124,7 +124,7 @@ export interface Wire {
   fold(answer: Answer): Fold
   /** Response header with the vendor's request id. Default `x-request-id`. */
   requestIdHeader?: string
-  /** True for a reply that goes on when it is sent back as the last message: to the caller they are one. */
+  /** Asked of a reply without calls: true if it goes on when it is sent back. To the caller the two are one. */
   isPaused?(reply: ModelReply): boolean
   /** Sees an error body before the shared rules do; returns what it knows better. */
   failure?(
@@ -157,7 +157,8 @@ export function httpProvider(wire: Wire, options: HttpOptions = {}): HttpProvide
 
   async function complete(request: ModelRequest, given?: CompleteOptions): Promise<ModelReply> {
     let reply = await ask(request, given)
-    for (let i = 0; i < resumes && wire.isPaused?.(reply); i++) {
+    for (let i = 0; i < resumes; i++) {
+      if (reply.finishReason !== 'stop' || !wire.isPaused?.(reply)) break
       const { parts, usage } = reply
       const messages: Message[] = [...request.messages, { role: 'assistant', parts, results: [] }]
       const next = await ask({ ...request, messages }, given)
@@ -1080,6 +1081,15 @@ export function rememberingHistory<W extends object>(
     })
     return out
   }
+}
+
+/** A `merge` for wires on which user and assistant must take turns. */
+export function alternating<W extends { role: string; content: unknown[] }>(
+  before: W,
+  after: W,
+): W | undefined {
+  if (before.role !== after.role) return undefined
+  return { ...before, content: [...before.content, ...after.content] }
 }
 
 /** Remembers what `make` made of an object for as long as it lives and its properties are the same values. */
