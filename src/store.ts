@@ -1,14 +1,31 @@
 // Where things are kept: one interface of four methods. Ledger, votes, grants, sessions and idempotency are built
 // on it. Knows nothing of what it keeps. `swap` is the only atomic step; every promise of "once" rests on it.
 
-/** Rejections of any method mean "the store is down": what needed it then does not happen. */
+import { DcafError } from './providers/provider.ts'
+
+/**
+ * Keys are strings of up to 300 characters, values of up to some megabytes; both may hold any character. A key past
+ * its time is absent, for `swap` too. Rejections of any method mean "the store is down": what needed it then does
+ * not happen. A write that was rejected may still have been made, or be made later; a `swap` that says `true` was.
+ * A store other than `MemoryStore` counts as durable: what it has confirmed is there after a restart.
+ */
 export interface Store {
   get(key: string): Promise<string | undefined>
-  /** `ttlMs`: milliseconds until the key is gone; without it the key stays. */
+  /** `ttlMs`: milliseconds until the key is gone; without it the key stays, whatever it had before. */
   set(key: string, value: string, ttlMs?: number): Promise<void>
   /** Writes only if the current value is `expected` (`undefined`: only if the key is absent). Atomic. */
   swap(key: string, expected: string | undefined, value: string, ttlMs?: number): Promise<boolean>
   delete(key: string): Promise<void>
+}
+
+/**
+ * `ttlMs` as every store takes it: whole milliseconds, `undefined` for a key that stays. Zero, less, and NaN throw: a
+ * claim that were gone as soon as it is made would let the next one win too.
+ */
+export function lifetime(ttlMs: number | undefined): number | undefined {
+  if (ttlMs === undefined || ttlMs === Number.POSITIVE_INFINITY) return undefined
+  if (ttlMs > 0 && ttlMs <= Number.MAX_SAFE_INTEGER) return Math.ceil(ttlMs)
+  throw new DcafError('invalid_argument', `ttlMs must be more than 0 milliseconds, got ${ttlMs}`)
 }
 
 /** In this process only: what it keeps is gone at exit, and with its epoch every approval it would have redeemed. */
@@ -18,13 +35,10 @@ export class MemoryStore implements Store {
 
   #live(key: string): string | undefined {
     const entry = this.#entries.get(key)
-    if (!entry) return undefined
-    if (entry.expires > Date.now()) return entry.value
-    this.#entries.delete(key)
-    return undefined
+    return entry && entry.expires > Date.now() ? entry.value : undefined
   }
 
-  /** Expired keys nobody asks for again are dropped here, at most once a minute. */
+  /** Expired keys that nobody writes again are dropped here, at most once a minute. */
   #sweep(now: number): void {
     if (now < this.#nextSweep) return
     this.#nextSweep = now + 60_000
@@ -35,10 +49,11 @@ export class MemoryStore implements Store {
     return this.#live(key)
   }
 
-  async set(key: string, value: string, ttlMs = Number.POSITIVE_INFINITY): Promise<void> {
+  async set(key: string, value: string, ttlMs?: number): Promise<void> {
     const now = Date.now()
+    const expires = now + (lifetime(ttlMs) ?? Number.POSITIVE_INFINITY)
     this.#sweep(now)
-    this.#entries.set(key, { value, expires: now + ttlMs })
+    this.#entries.set(key, { value, expires })
   }
 
   async swap(
