@@ -1,0 +1,13 @@
+// One JSON line per fact, to stderr; stdout is for the one line that says where the desk is.
+
+import { type LogLevel, logLevels } from './config.ts'
+
+export type Log = (level: LogLevel, message: string, fields?: Record<string, unknown>) => void
+
+/** Levels below `least` are dropped. Line breaks in values are escaped by JSON, so that a line is a fact. */
+export function jsonLog(least: LogLevel, write: (line: string) => void): Log {
+  return (level, message, fields = {}) => {
+    if (logLevels.indexOf(level) > logLevels.indexOf(least)) return
+    write(`${JSON.stringify({ time: new Date().toISOString(), level, message, ...fields })}\n`)
+  }
+}
