@@ -1,0 +1,198 @@
+// What a Chat Completions server answers, whole or streamed, as a reply of ours; shared by openai.ts and azure.ts. Takes
+// what OpenAI documents and what the servers that imitate it really send. Knows no request and no HTTP (wire.ts).
+// https://platform.openai.com/docs/api-reference/chat-streaming
+
+import type { FinishReason, ModelReply, Part, Usage } from './provider.ts'
+import * as wire from './wire.ts'
+
+/** What an opaque part of ours holds: fields of the message, or of the call that the next part is. */
+export type Kept = { message?: Json; call?: Json }
+
+/** A body of an answer that was not streamed. */
+export function whole(json: Json, answer: wire.Answer, vendor: string): ModelReply {
+  if (!json.choices?.length) throw answer.refuse(json)
+  const reader = fold(answer, vendor, true)
+  reader.event(json, '')
+  return reader.end(true)
+}
+
+// biome-ignore lint/suspicious/noExplicitAny: the vendor's JSON
+type Json = Record<string, any>
+
+/** `beside`: what has to go back with a call, as Gemini's signature at gateways to it. */
+type Call = { index: unknown; id: string; name: string; args: string; beside: Json }
+
+const reasons = new Map<unknown, FinishReason>([
+  ['length', 'length'],
+  ['max_tokens', 'length'],
+  ['model_length', 'length'],
+  ['content_filter', 'content_filter'],
+])
+
+/** Reasons that end no reply: the server gave up (DeepSeek; vLLM and SGLang; OpenRouter and Mistral). */
+const gaveUp = /^(insufficient_system_resource|abort|error)$/
+
+/**
+ * Puts one choice together, from the chunks of a stream or from a body, which reads like one large chunk (`isWhole`).
+ * `vendor`: what opaque parts are tagged with.
+ */
+export function fold(answer: wire.Answer, vendor: string, isWhole = false): wire.Fold {
+  const calls: Call[] = []
+  const kept: Json = {}
+  let text = ''
+  let refusal = ''
+  let reason: string | undefined
+  let usage: Json = {}
+  let last: Json = {}
+  return {
+    done: false,
+    event(chunk, name) {
+      if (chunk === '[DONE]') {
+        this.done = true
+        return undefined
+      }
+      // With n > 1 choices interleave. Some servers leave the index out.
+      const choice = chunk.choices?.find(({ index }: Json) => !index)
+      const isError = name === 'error' || chunk.object === 'error'
+      const error = chunk.error || choice?.error || (isError && chunk)
+      if (error) throw answer.refuse({ error })
+      // Each count is the sum so far: the last one stands. Groq and Kimi have places of their own for it.
+      usage = chunk.usage ?? chunk.x_groq?.usage ?? choice?.usage ?? usage
+      if (!choice) return undefined
+      last = chunk
+      reason = choice.finish_reason || reason
+      return take((isWhole ? choice.message : choice.delta) ?? {})
+    },
+    end(framed) {
+      // Some servers never send `[DONE]`: then HTTP must say that nothing is missing.
+      if (!isWhole && (!reason || !(this.done || framed))) throw wire.truncated(answer)
+      return reply()
+    },
+  }
+
+  function take(delta: Json): string {
+    const { content, refusal: refused, tool_calls } = delta
+    let said = refused ? wire.string(refused) : ''
+    refusal += said
+    if (!Array.isArray(content)) said += wire.string(content ?? '')
+    else {
+      // Mistral's: thinking and text in one list
+      const thinking = content.filter(({ type }) => type === 'thinking')
+      if (thinking.length) keep('content', thinking)
+      for (const piece of content) if (piece.type === 'text') said += wire.string(piece.text)
+    }
+    text += said
+    for (const field of ['reasoning_content', 'reasoning']) {
+      // An empty one counts: DeepSeek refuses a call that comes back without.
+      if (typeof delta[field] === 'string') kept[field] = (kept[field] ?? '') + delta[field]
+    }
+    for (const field of ['reasoning_details', 'thinking_blocks']) {
+      if (delta[field]?.length) keep(field, delta[field])
+    }
+    if (delta.extra_content) kept.extra_content = delta.extra_content
+    for (const call of tool_calls ?? []) {
+      takeCall(call, isWhole || ((call.index ?? undefined) === undefined && tool_calls.length > 1))
+    }
+    return said
+  }
+
+  function keep(field: string, blocks: Json[]): void {
+    kept[field] = isWhole ? blocks : joinBlocks(kept[field], blocks)
+  }
+
+  function takeCall(delta: Json, isNew: boolean): void {
+    const { name, arguments: piece } = delta.function ?? {}
+    const next: Call = {
+      index: delta.index ?? undefined,
+      id: String(delta.id ?? ''),
+      name: wire.string(name ?? ''),
+      args: typeof piece === 'string' ? piece : piece ? JSON.stringify(piece) : '',
+      beside: {},
+    }
+    for (const field of ['extra_content', 'provider_specific_fields']) {
+      if (delta[field]) next.beside[field] = delta[field]
+    }
+    const before = calls.findLast(({ index }) => next.index === undefined || index === next.index)
+    if (!before || isNew || isAnother(before, next)) {
+      calls.push({ ...next, args: wire.append(answer, '', next.args) })
+      return
+    }
+    before.id = next.id || before.id
+    before.name = next.name || before.name
+    before.args = wire.append(answer, before.args, next.args)
+    Object.assign(before.beside, next.beside)
+  }
+
+  function reply(): ModelReply {
+    if (gaveUp.test(reason ?? '')) {
+      throw answer.fail('provider_error', `gave up: ${reason}`, { retryable: true })
+    }
+    const finish = reasons.get(reason) ?? (refusal ? 'content_filter' : 'stop')
+    const isCut = finish !== 'stop'
+    const opaque = (data: Kept): Part => ({ type: 'opaque', provider: vendor, data })
+    const parts: Part[] = Object.keys(kept).length ? [opaque({ message: kept })] : []
+    parts.push({ type: 'text', text })
+    for (const { id, name, args, beside } of calls) {
+      if (isCut && !name) continue
+      if (!name) throw answer.fail('provider_invalid', 'sent a tool call without a name')
+      if (Object.keys(beside).length) parts.push(opaque({ call: beside }))
+      parts.push({ type: 'tool_call', id, name, input: wire.toolInput(args, isCut) })
+    }
+    const { id, model } = last
+    return wire.toReply(parts, finish, toUsage(usage), {
+      finishReason: reason,
+      ...(refusal && { refusal }),
+      requestId: answer.requestId,
+      id,
+      model,
+      usage,
+    })
+  }
+}
+
+/**
+ * Whether `next` begins a call where index and id do not tell. In doubt it does not: what is joined by mistake is no
+ * JSON, and never runs.
+ */
+function isAnother(call: Call, next: Call): boolean {
+  if (!next.name || !call.name || (next.id && next.id === call.id)) return false
+  // No index, or a second id at the same one: Gemini's gateway gives all calls the index 0.
+  const isFree = next.index === undefined || (next.id && call.id)
+  const isOther = next.name !== call.name
+  if (isFree && isOther) return true
+  const isWhole = call.args.trim() !== '' && typeof wire.toolInput(call.args) === 'object'
+  return Boolean((isFree || isOther) && next.args && isWhole)
+}
+
+/** Appends streamed blocks of reasoning; a piece of the last block goes into that, until that has its signature. */
+function joinBlocks(list: Json[] = [], blocks: Json[]): Json[] {
+  for (const block of blocks) {
+    const last = list.at(-1)
+    const isPiece = last?.type === block.type && last?.index === block.index
+    if (!last || !isPiece || last.signature || block.data) {
+      list.push({ ...block })
+      continue
+    }
+    for (const [key, value] of Object.entries(block)) {
+      if (Array.isArray(value)) last[key] = joinBlocks(last[key], value)
+      else if (/^(text|summary|thinking)$/.test(key)) last[key] = (last[key] ?? '') + (value ?? '')
+      else last[key] = value ?? last[key]
+    }
+  }
+  return list
+}
+
+/** `prompt_tokens` holds what was read from the cache, for which DeepSeek and Kimi have words of their own. */
+function toUsage(usage: Json): Usage {
+  const { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details: cached } = usage
+  const { reasoning_tokens = 0 } = usage.completion_tokens_details ?? {}
+  // xAI leaves reasoning out of the completion; the total tells.
+  const isApart = total_tokens === prompt_tokens + completion_tokens + reasoning_tokens
+  const { prompt_cache_hit_tokens, cached_tokens } = usage
+  return {
+    inputTokens: prompt_tokens ?? 0,
+    outputTokens: (completion_tokens ?? 0) + (isApart ? reasoning_tokens : 0),
+    cacheReadTokens: cached?.cached_tokens ?? prompt_cache_hit_tokens ?? cached_tokens ?? 0,
+    cacheWriteTokens: cached?.cache_write_tokens ?? 0,
+  }
+}
