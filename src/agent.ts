@@ -1,0 +1,1431 @@
+// The loop: one model call plus tools, again and again, until there is an answer or a person must decide.
+// Knows no HTTP and no vendor. All state of a run is in the run; an Agent is a plain object that many runs share.
+
+import { randomUUID } from 'node:crypto'
+import {
+  type Answer,
+  type Call,
+  cap,
+  type Decision,
+  Gate,
+  type Grants,
+  type List,
+  type Policy,
+  paused,
+  type Result,
+  type Scope,
+  unverified,
+  words,
+} from './approval.ts'
+import { masker, maskJson, platformContext, secretKeys, secretsOf, tracing } from './mask.ts'
+import { Authority, audience, canonical, nonce, sha256, type Who } from './proof.ts'
+import {
+  DcafError,
+  type Message,
+  type ModelReply,
+  type ModelRequest,
+  noUsage,
+  type Outcome,
+  type Part,
+  type Provider,
+  type ToolSpec,
+  type Usage,
+} from './providers/provider.ts'
+import { Session } from './session.ts'
+import { MemoryStore, memoryStore, type Store } from './store.ts'
+import type { PlatformContext, Tool, ToolContext } from './tool.ts'
+
+export type OneOrMany<T> = T | T[]
+
+export interface Agent {
+  /** Unique among the agents that share a key: an approval names the agent it is for. */
+  name: string
+  description?: string
+  provider: Provider
+  /** Static instructions. With `cache` they end the cached prefix. */
+  system?: string
+  /** Instructions of the moment, after the cached ones. */
+  systemContext?: (ctx: RunContext) => string | undefined | Promise<string | undefined>
+  tools?: Tool[]
+  policy?: OneOrMany<Policy>
+  /** Keys of the platform context that the model may read. Naming a secret one throws. */
+  visibleContext?: string[]
+  /** More values to mask wherever text leaves a tool or an interceptor. */
+  secrets?: (ctx: RunContext) => string[] | Promise<string[]>
+  requestInterceptors?: RequestInterceptor[]
+  responseInterceptors?: ResponseInterceptor[]
+  /** May replace what model, client and ledger see of a result. */
+  afterTool?: (
+    call: { id: string; name: string; input: unknown },
+    result: Result,
+    ctx: ToolContext,
+  ) => Result | string | undefined | Promise<Result | string | undefined>
+  onEvent?: OneOrMany<Listener>
+  /** Other words for what a run is doing; `false` turns them off. */
+  statusText?:
+    | false
+    | ((
+        status: { type: 'thinking' } | { type: 'tool'; name: string; input: unknown },
+      ) => string | false | undefined)
+  /** A reason while nothing may execute. Decisions are not consumed. */
+  frozen?: () => string | false
+  limits?: Partial<RunLimits>
+  /** Default false: a first cache write costs more than no cache. */
+  cache?: ModelRequest['cache']
+  maxTokens?: number
+  temperature?: number
+  toolChoice?: ModelRequest['toolChoice']
+}
+export type RunContext = { platform: PlatformContext; session: Session }
+
+/** Bytes are UTF-8, `...Ms` milliseconds. */
+export interface RunLimits {
+  turns: number
+  toolCalls: number
+  /** Calls that may wait for a person at once. */
+  pending: number
+  /** Automatic calls at once. */
+  parallel: number
+  inputBytes: number
+  /** One tool's output; longer ones are cut in the middle. */
+  outputBytes: number
+  /** All outputs of a request. */
+  outputsBytes: number
+  toolMs: number
+  approvalTtlMs: number
+  /** The sealed run beyond which it is kept in the store instead. */
+  runBytes: number
+}
+export const runLimits: RunLimits = {
+  turns: 20,
+  toolCalls: 50,
+  pending: 5,
+  parallel: 8,
+  inputBytes: 65_536,
+  outputBytes: 65_536,
+  outputsBytes: 524_288,
+  toolMs: 60_000,
+  approvalTtlMs: 3_600_000,
+  runBytes: 262_144,
+}
+
+/** What a request interceptor may read and change, for one model call. */
+export interface InterceptedRequest {
+  messages: Message[]
+  tools: ToolSpec[]
+  system: ModelRequest['system']
+  context: PlatformContext
+  session: Session
+  /** The text of the newest user message; setting it replaces that text. */
+  latestUserMessage: string
+  addSystemContext(text: string): void
+}
+export type RequestInterceptor = (request: InterceptedRequest) => unknown
+export interface InterceptedResponse {
+  text: string
+  toolCalls: { id: string; name: string; input: unknown }[]
+  readonly usage: Usage
+  readonly raw: unknown
+  session: Session
+}
+/** A function sees the whole reply, so text is held until it ran. An `onDelta` keeps the stream live: it is called for
+ * each piece and once with `done: true` and an empty piece, and what it returns is sent and stored. */
+export type ResponseInterceptor =
+  | ((response: InterceptedResponse) => unknown)
+  | { onDelta: DeltaInterceptor; onResponse?: (response: InterceptedResponse) => unknown }
+export type DeltaInterceptor = (
+  text: string,
+  info: { done: boolean; session: Session },
+) => string | Promise<string>
+
+/** Stops the run with `userMessage` as its answer; `code` and `details` go to listeners only. */
+export class InterceptorError extends DcafError {
+  override name = 'InterceptorError'
+  readonly userMessage: string
+  readonly reason: string
+  readonly details: unknown
+  constructor({
+    userMessage,
+    code = 'intercepted',
+    details,
+  }: { userMessage: string; code?: string; details?: unknown }) {
+    super('intercepted', `an interceptor stopped the run: ${code}`)
+    this.userMessage = userMessage
+    this.reason = code
+    this.details = details
+  }
+}
+
+/** A fact, past tense; see DESIGN of events in README. */
+export type RunFact = {
+  type: string
+  timestamp: string
+  runId: string
+  threadId?: string
+  [key: string]: unknown
+}
+export type Listener = (event: RunFact) => unknown
+
+/** `data`: what a client reports beside its words; the model reads it, nothing acts on it. */
+export type ChatMessage = { role: 'user' | 'assistant'; content: string; data?: string }
+export interface RunInput {
+  messages: string | (ChatMessage | Message)[]
+  decisions?: Decision[]
+  /** A run that waits: `result.state`, or the sealed text of `result.paused`. */
+  paused?: string | RunState | undefined
+  /** Calls that the thread shows as pending, where there is no `paused`. */
+  proposed?: { id: string; name: string; input: unknown; path?: string[] }[]
+}
+export interface RunOptions {
+  session?: Session | Record<string, unknown>
+  context?: PlatformContext
+  threadId?: string | undefined
+  /** Who asks, or decides. */
+  principal?: string | undefined
+  keys?: (string | undefined)[]
+  store?: Store
+  /** More of the context that an approval is bound to; JSON. */
+  bindContext?: (context: PlatformContext) => unknown
+  signal?: AbortSignal
+  /** Stops even approved tools: the end of a shutdown. */
+  hardSignal?: AbortSignal
+  emit?: (event: RunEvent) => void | Promise<void>
+  onEvent?: Listener
+  grants?: Grants
+  limits?: Partial<RunLimits>
+  /** Migration only: approvals without proof. See docs. */
+  trustClient?: 'unsafe' | undefined
+}
+
+export type Stop =
+  | 'end'
+  | 'approval'
+  | 'limit'
+  | 'length'
+  | 'content_filter'
+  | 'intercepted'
+  | 'aborted'
+  | 'error'
+export interface RunResult {
+  /** All that was said in this run. */
+  text: string
+  stop: Stop
+  needsApproval: boolean
+  pending: PendingCall[]
+  executed: ExecutedCall[]
+  session: Session
+  state: RunState
+  /** `state` sealed, for a client to carry; only while something is pending. */
+  paused?: string
+  usage: Usage
+  runId: string
+  error?: DcafError
+}
+export interface PendingCall {
+  /** Signed: what `approve` and `reject` want. */
+  id: string
+  type: string
+  name: string
+  input: unknown
+  description: string
+  /** The schema's description of each property that has one. */
+  inputDescription: Record<string, string>
+  effectiveInput?: unknown
+  preview?: string
+  reasons?: string[]
+  /** RFC 3339. */
+  expiresAt: string
+  path?: string[]
+  votes?: number
+}
+export interface ExecutedCall {
+  id: string
+  name: string
+  input: unknown
+  output: string
+  outcome: Outcome
+  /** The lists its decision came in; absent for an automatic call. */
+  lists?: List[]
+  /** A recorded outcome: nothing ran now. */
+  replayed?: boolean
+  path?: string[]
+}
+export type RunEvent =
+  | { type: 'text_delta'; text: string }
+  | { type: 'intermittent_update'; text: string; content: Record<string, unknown> }
+  | { type: 'executed_tool_calls'; executedToolCalls: ExecutedCall[] }
+  | { type: 'executed_commands'; executedCmds: ExecutedCall[] }
+  | { type: 'executed_approvals'; executedApprovals: ExecutedCall[] }
+  | { type: 'commands'; commands: PendingCall[] }
+  | { type: 'approvals'; approvals: PendingCall[] }
+  | { type: 'tool_calls'; toolCalls: PendingCall[] }
+  | { type: 'done'; result: RunResult }
+  | { type: 'error'; error: DcafError; result: RunResult }
+
+/** The conversation as plain JSON, without the context. */
+export interface RunState {
+  runId: string
+  messages: Message[]
+  calls: Call[]
+  /** What the person said while calls were pending. */
+  kept: string[]
+  /** Digests of rejected inputs, and why. */
+  rejected: Record<string, string>
+}
+
+const needApproval = 'I need your approval to execute the following tools:'
+
+/** Throws only for a caller's mistake, before anything ran; else it returns, with everything that ran. */
+export async function run(
+  agent: Agent,
+  input: RunInput,
+  options: RunOptions = {},
+): Promise<RunResult> {
+  const self = await prepare(agent, input, options)
+  const started = performance.now()
+  try {
+    await hear(self, input)
+    await converse(self)
+  } catch (error) {
+    await fail(self, error)
+  }
+  const result = await conclude(self, agent)
+  self.fact('RunFinished', {
+    stop: result.stop,
+    usage: result.usage,
+    durationMs: performance.now() - started,
+    ...self.stopDetails,
+  })
+  self.desk.over = true
+  await self.emit(
+    result.error ? { type: 'error', error: result.error, result } : { type: 'done', result },
+  )
+  return result
+}
+
+/** The turns: every call of the last reply gets its result or waits; then the model speaks. */
+async function converse(self: Run): Promise<void> {
+  const { limits, state, desk } = self
+  for (let turn = 0; !self.stop; turn++) {
+    await settle(self)
+    if (self.stop) return
+    const last = state.messages.at(-1)
+    if (open(state).length > 0 || self.loose.length > 0) self.stop = 'approval'
+    else if (!last?.parts.length || (last.role === 'assistant' && callsOf(last).length === 0))
+      self.stop = 'end'
+    else if (turn >= limits.turns) self.stop = 'limit'
+    if (self.stop) return
+    desk.signal.throwIfAborted()
+    if (turn > 0 || self.path.length > 0) await status(self, { type: 'thinking' })
+    const { reply, offered } = await think(self)
+    const parts = reply.parts.map((part) => (part.type === 'tool_call' ? renamed(part) : part))
+    state.messages.push({ role: 'assistant', parts, results: [] })
+    if (offered) self.offered = offered
+    if (reply.finishReason === 'length' || reply.finishReason === 'content_filter') {
+      refuseAll(self, `Not run: the reply was cut off (${reply.finishReason}).`)
+      self.stop = reply.finishReason
+    }
+  }
+}
+
+export function resume(
+  agent: Agent,
+  paused: RunResult,
+  decisions: Decision[],
+  options: RunOptions = {},
+): Promise<RunResult> {
+  return run(
+    agent,
+    { messages: [], decisions, paused: paused.state },
+    { session: paused.session, ...options },
+  )
+}
+
+/** The same run as events. Leaving early aborts the model; approved tools finish and are recorded. */
+export async function* stream(
+  agent: Agent,
+  input: RunInput,
+  options: RunOptions = {},
+): AsyncGenerator<RunEvent> {
+  const controller = new AbortController()
+  const abort = () => controller.abort(options.signal?.reason)
+  options.signal?.addEventListener('abort', abort)
+  if (options.signal?.aborted) abort()
+  const events: RunEvent[] = []
+  let taken = Promise.withResolvers<void>()
+  let came = Promise.withResolvers<void>()
+  const emit = async (event: RunEvent): Promise<void> => {
+    events.push(event)
+    came.resolve()
+    await options.emit?.(event)
+    if (!controller.signal.aborted) await taken.promise
+  }
+  const running = run(agent, input, { ...options, emit, signal: controller.signal })
+  running.then(
+    () => came.resolve(),
+    () => came.resolve(),
+  )
+  let ended = false
+  try {
+    while (!ended) {
+      await came.promise
+      came = Promise.withResolvers()
+      const batch = events.splice(0)
+      if (batch.length === 0) await running // nothing came, so it threw
+      for (const event of batch) {
+        yield event
+        ended ||= event.type === 'done' || event.type === 'error'
+      }
+      taken.resolve()
+      taken = Promise.withResolvers()
+    }
+  } finally {
+    if (!ended) controller.abort(new DcafError('aborted', 'the reader left the stream'))
+    taken.resolve()
+    options.signal?.removeEventListener('abort', abort)
+  }
+}
+
+// ---------------------------------------------------------------- decisions
+
+export function approve(id: string): Decision {
+  return { id, approve: true }
+}
+export function reject(id: string, reason?: string): Decision {
+  return { id, approve: false, ...(reason === undefined ? {} : { reason }) }
+}
+/** Approves with another input: in one step where the tool is `editable`, else as a fresh call to approve. */
+export function edit(id: string, input: unknown): Decision {
+  return { id, approve: true, editedInput: input }
+}
+export function approveAll(result: Pick<RunResult, 'pending'>): Decision[] {
+  return result.pending.map(({ id, path }) => ({ ...approve(id), ...(path && { path }) }))
+}
+export function rejectAll(result: Pick<RunResult, 'pending'>, reason?: string): Decision[] {
+  return result.pending.map(({ id, path }) => ({ ...reject(id, reason), ...(path && { path }) }))
+}
+export function user(text: string): ChatMessage {
+  return { role: 'user', content: text }
+}
+export function assistant(text: string): ChatMessage {
+  return { role: 'assistant', content: text }
+}
+
+// ---------------------------------------------------------------- one run
+
+/** What one request and all its child runs share. */
+interface Desk {
+  decisions: Map<string, Decision>
+  /** The person's words: the reason of whatever nobody named, where no click says otherwise. */
+  words: string
+  closes: boolean
+  executed: ExecutedCall[]
+  /** Decided calls whose outcome was not emitted yet. */
+  lines: ExecutedCall[]
+  usage: Usage
+  toolCalls: number
+  outputBytes: number
+  signal: AbortSignal
+  over: boolean
+  session: Session
+  platform: PlatformContext
+  children: Map<string, Run>
+}
+interface Run {
+  agent: Agent
+  path: string[]
+  state: RunState
+  desk: Desk
+  limits: RunLimits
+  tools: Map<string, Tool>
+  specs: ToolSpec[]
+  gate: Gate
+  scope: Scope
+  options: RunOptions
+  streams: boolean
+  /** Pending calls that only the thread remembers. */
+  loose: Call[]
+  /** Outcomes of calls that are not in the state, for the model. */
+  told: unknown[]
+  text: string
+  /** Something was said in this turn. */
+  speaking: boolean
+  offered?: Set<string>
+  malformed: number
+  stop?: Stop
+  stopDetails?: Record<string, unknown>
+  error?: DcafError
+  emit(event: RunEvent): Promise<void>
+  fact(type: string, data: Record<string, unknown>): void
+}
+
+const defaultStore = memoryStore()
+const authorities = new WeakMap<Store, Map<string, Authority>>()
+
+export function authorityOf(store: Store, keys: (string | undefined)[] = []): Authority {
+  const name = keys.join()
+  const known = authorities.get(store) ?? new Map<string, Authority>()
+  authorities.set(store, known)
+  const authority = known.get(name) ?? new Authority(store, keys)
+  known.set(name, authority)
+  return authority
+}
+
+/** Throws `invalid_argument` for what no request could mend. */
+export function checkAgent(agent: Agent): void {
+  const wrong = (problem: string) => new DcafError('invalid_argument', problem)
+  if (typeof agent?.name !== 'string' || !agent.name) throw wrong('an agent needs a name')
+  if (typeof agent.provider?.complete !== 'function')
+    throw wrong(`agent ${agent.name} needs a provider, such as bedrock({ model })`)
+  if (agent.tools !== undefined && !Array.isArray(agent.tools))
+    throw wrong(
+      `tools must be an array, got a ${typeof agent.tools}. Did you mean tools: [${(agent.tools as { name?: string }).name ?? 'it'}]?`,
+    )
+  const names = new Set<string>()
+  for (const tool of agent.tools ?? []) {
+    if (typeof tool?.validate !== 'function')
+      throw wrong(`agent ${agent.name}: every tool must be made by tool({ ... })`)
+    if (names.has(tool.name)) throw wrong(`agent ${agent.name} has two tools named ${tool.name}`)
+    names.add(tool.name)
+  }
+  for (const key of agent.visibleContext ?? [])
+    if (secretKeys.has(key)) throw wrong(`visibleContext names ${key}, which is secret`)
+}
+
+const toolMaps = new WeakMap<object, { tools: Map<string, Tool>; specs: ToolSpec[] }>()
+const noTools: Tool[] = []
+
+/** By name, once for each array of tools that is handed over. */
+function toolsOf(agent: Agent): { tools: Map<string, Tool>; specs: ToolSpec[] } {
+  const list = agent.tools ?? noTools
+  const known = toolMaps.get(list)
+  if (known?.tools.size === list.length) return known
+  const specs = list.map(({ name, description, input }) => ({ name, description, input }))
+  const made = { tools: new Map(list.map((t) => [t.name, t])), specs }
+  toolMaps.set(list, made)
+  return made
+}
+
+async function prepare(agent: Agent, input: RunInput, options: RunOptions): Promise<Run> {
+  checkAgent(agent)
+  const platform = platformContext(options.context ?? {}) as PlatformContext
+  const session =
+    options.session instanceof Session ? options.session : new Session(options.session)
+  const bound = options.bindContext?.(platform) ?? null
+  const threadId = options.threadId ?? platform.thread_id
+  const who: Who = { principal: options.principal, threadId, context: platform, bound }
+  const authority = authorityOf(options.store ?? defaultStore, options.keys)
+  const secrets = await agent.secrets?.({ platform, session })
+  const mask = masker([...secretsOf(platform), ...(secrets ?? [])])
+  const messages = normalized(input.messages)
+  const decisions = new Map((input.decisions ?? []).map((d) => [d.id.split('.', 1)[0] ?? '', d]))
+  const words = latestWords(input.messages)
+  const desk: Desk = {
+    decisions,
+    words,
+    closes: words !== '' && ![...decisions.values()].some((d) => !d.implicit),
+    executed: [],
+    lines: [],
+    usage: { ...noUsage },
+    toolCalls: 0,
+    outputBytes: 0,
+    signal: options.signal ?? new AbortController().signal,
+    over: false,
+    session,
+    platform,
+    children: new Map(),
+  }
+  const emit = async (event: RunEvent): Promise<void> => {
+    if (!desk.over || event.type === 'done' || event.type === 'error') await options.emit?.(event)
+  }
+  const scope: Scope = {
+    agent: agent.name,
+    authority,
+    who,
+    limits: { ...runLimits, ...agent.limits, ...options.limits },
+    mask,
+    signal: desk.signal,
+    hardSignal: options.hardSignal,
+    grants: options.grants,
+    trustClient: options.trustClient === 'unsafe',
+    context: () => {
+      throw new Error('set by runOf')
+    },
+    fact: () => {},
+    after: undefined,
+  }
+  let state: RunState | undefined
+  if (typeof input.paused === 'object') state = structuredClone(input.paused)
+  else if (input.paused !== undefined) state = await openRun(scope, input.paused)
+  const runId =
+    state?.runId ??
+    (/^[\w.-]{1,64}$/.test(platform.run_id ?? '') ? platform.run_id : undefined) ??
+    randomUUID()
+  const fresh = state ?? newState(alternating(messages), runId)
+  const self = await runOf(agent, fresh, [], {
+    scope,
+    desk,
+    options,
+    emit,
+    runId,
+    threadId,
+    frozen: [],
+  })
+  if (input.paused !== undefined && !state)
+    self.fact('PausedRunIgnored', {
+      reason: 'it was not sealed here for this agent, principal, thread and context',
+    })
+  if (state === undefined && messages.filter((m) => m.role === 'user').length === 1)
+    self.fact('ConversationStarted', {})
+  return self
+}
+
+type Shared = Pick<Run, 'desk' | 'options' | 'emit'> & {
+  scope: Scope
+  runId: string
+  threadId: string | undefined
+  frozen: (() => string | false)[]
+}
+
+/** A run of one agent in the tree; child runs share desk and emit and have a gate of their own. */
+async function runOf(agent: Agent, state: RunState, path: string[], shared: Shared): Promise<Run> {
+  const { desk, options, emit, runId, threadId } = shared
+  const { platform, session } = desk
+  const { tools, specs } = toolsOf(agent)
+  const frozen = agent.frozen ? [...shared.frozen, agent.frozen] : shared.frozen
+  const more = path.length > 0 ? await agent.secrets?.({ platform, session }) : undefined
+  const own = masker(more ?? [])
+  const mask = more ? (text: string) => own(shared.scope.mask(text)) : shared.scope.mask
+  const listeners = [agent.onEvent ?? [], options.onEvent ?? []].flat()
+  const fact = (type: string, data: Record<string, unknown>): void => {
+    if (listeners.length === 0) return
+    const head = { type, timestamp: new Date().toISOString(), runId, ...(threadId && { threadId }) }
+    const agents = path.length > 0 ? { path } : {}
+    const event = Object.freeze({
+      ...tracing(platform),
+      ...head,
+      agent: agent.name,
+      ...agents,
+      ...data,
+    })
+    for (const listener of listeners) quietly(() => listener(event))
+  }
+  const context: Scope['context'] = (call, signal) => ({
+    platform,
+    session,
+    signal,
+    callId: call.id,
+    update(text, content = {}) {
+      quietly(() =>
+        emit({ type: 'intermittent_update', text: mask(text), content: masked(content, mask) }),
+      )
+    },
+    delegate: (child, text) => delegate(self, shared, call, child as Agent, text),
+  })
+  const after: Scope['after'] =
+    agent.afterTool &&
+    (async (call, result, ctx) => {
+      try {
+        const answer = await agent.afterTool?.(call, result, ctx)
+        return typeof answer === 'string' ? { ...result, content: answer } : (answer ?? result)
+      } catch {
+        return { ...result, content: `The result of ${call.name} is withheld: afterTool failed.` }
+      }
+    })
+  const scope: Scope = { ...shared.scope, mask, context, fact, after }
+  const policies = [agent.policy ?? []].flat()
+  const isFrozen = () => frozen.map((f) => f()).find((reason) => reason !== false) ?? false
+  const self: Run = {
+    agent,
+    path,
+    state,
+    desk,
+    tools,
+    specs,
+    scope,
+    options,
+    emit,
+    fact,
+    limits: { ...runLimits, ...agent.limits, ...options.limits },
+    gate: new Gate(scope, tools, policies, isFrozen, path),
+    streams: options.emit !== undefined && path.length === 0,
+    loose: [],
+    told: [],
+    text: '',
+    speaking: false,
+    malformed: 0,
+  }
+  for (const call of open(state)) {
+    const child = call.child === undefined ? undefined : tools.get(call.name)?.agent
+    if (child)
+      desk.children.set(
+        call.id,
+        await runOf(child as Agent, call.child as RunState, [...path, call.name], {
+          ...shared,
+          frozen,
+        }),
+      )
+  }
+  return self
+}
+
+async function delegate(
+  parent: Run,
+  shared: Shared,
+  call: { id: string; name: string },
+  agent: Agent,
+  text: string,
+): Promise<unknown> {
+  checkAgent(agent)
+  const path = [...parent.path, call.name]
+  if (path.length > 8)
+    throw new DcafError('invalid_argument', 'agents call each other more than 8 deep')
+  const frozen = parent.agent.frozen ? [...shared.frozen, parent.agent.frozen] : shared.frozen
+  const state = newState([{ role: 'user', parts: [{ type: 'text', text }] }], parent.state.runId)
+  const child =
+    parent.desk.children.get(call.id) ?? (await runOf(agent, state, path, { ...shared, frozen }))
+  parent.desk.children.set(call.id, child)
+  await converse(child)
+  if (open(child.state).length > 0) return paused(child.state)
+  return child.stop === 'end'
+    ? child.text
+    : `${child.text}\n(${agent.name} stopped: ${child.stop})`.trim()
+}
+
+// ---------------------------------------------------------------- what the person said
+
+/** Every open call of the run and its children, in the order they were proposed. */
+function* waiting(self: Run): Generator<{ at: Run; call: Call }> {
+  for (const call of open(self.state)) {
+    const child = self.desk.children.get(call.id)
+    if (child) yield* waiting(child)
+    else if (call.proof) yield { at: self, call }
+  }
+}
+
+/** Carries out the decisions, one after another, then hands the person's words to the model or keeps them. */
+async function hear(self: Run, input: RunInput): Promise<void> {
+  const { desk, state } = self
+  const paused = state.calls.length > 0
+  for (const { at, call } of [...waiting(self)]) {
+    const decision = desk.decisions.get(call.id)
+    desk.decisions.delete(call.id)
+    if (desk.signal.aborted) continue
+    const proof = call.proof ?? ''
+    const answer = decision
+      ? await at.gate.decide(call, decision)
+      : ((await at.gate.recall(call, proof)) ??
+        (desk.closes ? await at.gate.decide(call, silence(proof, desk.words)) : undefined))
+    if (decision && answer) report(at, decision, call, answer)
+    if (answer) apply(at, call, answer)
+  }
+  const known = new Set([...waiting(self)].map(({ call }) => call.id))
+  for (const decision of desk.decisions.values()) {
+    if (desk.signal.aborted) break
+    await hearStray(self, decision, known)
+  }
+  for (const said of paused ? [] : (input.proposed ?? [])) {
+    const call = desk.decisions.has(said.id.split('.', 1)[0] ?? '')
+      ? undefined
+      : await gateAt(self, said.path)?.restore(said, said.id)
+    if (!call || desk.signal.aborted) continue
+    const gate = gateAt(self, said.path)
+    const answer =
+      (await gate?.recall(said, said.id)) ??
+      (desk.closes ? await gate?.decide(said, silence(said.id, desk.words)) : undefined)
+    if (answer) tell(self, said, answer, known)
+    else self.loose.push(call)
+  }
+  for (const [list, event] of lists)
+    if (desk.lines.some((line) => line.lists?.includes(list)))
+      await self.emit(event(desk.lines.filter((line) => line.lists?.includes(list))))
+  desk.lines = []
+  const last = normalized(input.messages).at(-1)
+  const words = last?.role === 'user' && paused ? last.parts : []
+  if (paused && [...waiting(self)].length > 0) {
+    if (desk.words) state.kept.push(desk.words)
+    return
+  }
+  const more: Part[] = [
+    ...state.kept.splice(0).map((text): Part => ({ type: 'text', text })),
+    ...words,
+  ]
+  if (self.told.length > 0 && self.loose.length === 0)
+    more.push({
+      type: 'text',
+      text: dataBlock('Outcome of the calls a person decided', self.told, self.scope.mask),
+    })
+  const end = state.messages.at(-1)
+  if (more.length === 0) return
+  if (end?.role === 'user')
+    state.messages[state.messages.length - 1] = { role: 'user', parts: [...end.parts, ...more] }
+  else if (open(state).length === 0) state.messages.push({ role: 'user', parts: more })
+}
+
+function silence(id: string, words: string): Decision {
+  return { id, approve: false, implicit: true, reason: words }
+}
+
+/** A decision on a call that the state does not hold: an old one, a forged one, or a client that echoes no state. */
+async function hearStray(self: Run, decision: Decision, known: Set<string>): Promise<void> {
+  const said = decision.known ?? { name: decision.name ?? '', input: decision.input }
+  const gate = gateAt(self, decision.path)
+  const answer: Answer = gate
+    ? await gate.decide(undefined, decision)
+    : { open: unverified, refused: true }
+  report(self, decision, said, answer)
+  tell(self, said, answer, known)
+  if ('open' in answer && !answer.fresh && !answer.refused) {
+    const call = await gate?.restore(said, decision.id)
+    if (call && !known.has(call.id))
+      self.loose.push({ ...call, ...(answer.votes && { votes: answer.votes }) })
+  }
+}
+
+function tell(
+  self: Run,
+  said: { name: string; input: unknown },
+  answer: Answer,
+  known: Set<string>,
+): void {
+  if ('open' in answer && answer.fresh && !known.has(answer.fresh.id)) self.loose.push(answer.fresh)
+  const closed = 'outcome' in answer
+  if (closed && answer.outcome === 'rejected')
+    self.state.rejected[digest(said)] ??= answer.reason ?? answer.content
+  if (closed || answer.refused)
+    self.told.push({
+      tool: said.name,
+      input: said.input,
+      outcome: closed ? answer.outcome : 'rejected',
+      output: closed ? answer.content : answer.open,
+    })
+}
+
+/** The gate of a child's calls, found by the names of the agent tools that lead to it. */
+function gateAt(self: Run, path: string[] = []): Gate | undefined {
+  let gate: Gate | undefined = self.gate
+  let agent = self.agent
+  const frozen = [agent.frozen ?? (() => false as const)]
+  for (const [depth, name] of path.entries()) {
+    const next = toolsOf(agent).tools.get(name)?.agent as Agent | undefined
+    if (!next) return undefined
+    agent = next
+    frozen.push(agent.frozen ?? (() => false as const))
+    const isFrozen = () => frozen.map((f) => f()).find((reason) => reason !== false) ?? false
+    gate = new Gate(
+      self.scope,
+      toolsOf(agent).tools,
+      [agent.policy ?? []].flat(),
+      isFrozen,
+      path.slice(0, depth + 1),
+    )
+  }
+  return gate
+}
+
+/** The line a client reads for its decision. A vote that did not make the quorum has none. */
+function report(
+  { desk, scope }: Run,
+  decision: Decision,
+  said: { name: string; input: unknown; path?: string[] },
+  answer: Answer,
+): void {
+  const closed = 'outcome' in answer
+  const output = closed ? answer.content : answer.open
+  if (!output && !closed) return
+  const { id, lists = ['tool_calls'], path = said.path } = decision
+  const line: ExecutedCall = {
+    id,
+    name: said.name,
+    input: said.input,
+    output: scope.mask(output),
+    outcome: closed ? answer.outcome : 'rejected',
+    lists,
+  }
+  if (closed && answer.replayed) line.replayed = true
+  if (path) line.path = path
+  desk.lines.push(line)
+  desk.executed.push(line)
+}
+
+const lists: [List, (lines: ExecutedCall[]) => RunEvent][] = [
+  ['tool_calls', (executedToolCalls) => ({ type: 'executed_tool_calls', executedToolCalls })],
+  ['cmds', (executedCmds) => ({ type: 'executed_commands', executedCmds })],
+  ['approvals', (executedApprovals) => ({ type: 'executed_approvals', executedApprovals })],
+]
+
+// ---------------------------------------------------------------- the calls of a turn
+
+/** Every call of the last reply gets its one result, or waits for a person. */
+async function settle(self: Run): Promise<void> {
+  const { state, desk, limits } = self
+  const last = state.messages.at(-1)
+  if (last?.role !== 'assistant') return
+  const answered = new Set(last.results.map((r) => r.callId))
+  const calls: Call[] = []
+  for (const part of callsOf(last)) {
+    if (answered.has(part.id)) continue
+    const known = state.calls.find((c) => c.status === 'pending' && (c.part ?? c.id) === part.id)
+    if (!known) {
+      const { id, name, input } = part
+      const call: Call = { id, name, input, status: 'executing', requiresApproval: false }
+      state.calls.push(call)
+      calls.push(call)
+    } else if (
+      known.child !== undefined &&
+      open((desk.children.get(known.id) ?? { state: newState([], '') }).state).length === 0
+    )
+      calls.push(known)
+  }
+  const proposals = await Promise.all(calls.map((call) => propose(self, call)))
+  const ready: { call: Call; act: () => Promise<Answer> }[] = []
+  for (const [i, call] of calls.entries()) {
+    const proposal = proposals[i]
+    if (!proposal) continue
+    if ('run' in proposal) ready.push({ call, act: proposal.run })
+    else if ('ask' in proposal) apply(self, call, mayAsk(self, call) ?? (await proposal.ask()))
+    else apply(self, call, proposal)
+  }
+  await pooled(ready, limits.parallel, async ({ call, act }) => {
+    if (call.child === undefined)
+      await status(self, { type: 'tool', name: call.name, input: call.input })
+    apply(self, call, await act())
+  })
+  const ran = ready.map(({ call }) => call).filter((call) => call.outcome !== undefined)
+  const executedToolCalls = ran.map(
+    ({ id, name, input, result = '', outcome = 'ok' }): ExecutedCall => ({
+      id,
+      name,
+      input,
+      output: result,
+      outcome,
+      ...(self.path.length > 0 && { path: self.path }),
+    }),
+  )
+  desk.executed.push(...executedToolCalls)
+  if (executedToolCalls.length > 0)
+    await self.emit({ type: 'executed_tool_calls', executedToolCalls })
+  const malformed = calls.length > 0 && calls.every((call) => typeof call.input !== 'object')
+  self.malformed = malformed ? self.malformed + 1 : calls.length > 0 ? 0 : self.malformed
+  if (self.malformed > 2) self.stop = 'limit'
+}
+
+async function propose(self: Run, call: Call): Promise<Awaited<ReturnType<Gate['propose']>>> {
+  const { desk, limits, offered } = self
+  if (desk.toolCalls++ >= limits.toolCalls)
+    return {
+      outcome: 'error',
+      content: `Not run: this run reached its limit of ${limits.toolCalls} tool calls (toolCalls).`,
+    }
+  if (offered && self.tools.has(call.name) && !offered.has(call.name))
+    return { outcome: 'error', content: `The tool ${call.name} is not offered now.` }
+  return self.gate.propose(call)
+}
+
+/** Why a person is not asked: this was rejected in this run, or too many calls wait already. */
+function mayAsk(self: Run, call: Call): Answer | undefined {
+  const { state, limits } = self
+  const key = digest(call)
+  const reason = state.rejected[key]
+  if (reason !== undefined) {
+    if (state.rejected[`${key} again`]) self.stop = 'limit'
+    state.rejected[`${key} again`] = reason
+    return {
+      outcome: 'rejected',
+      content: `Tool rejected: ${reason} (the same call was rejected before; a person is not asked again)`,
+      reason,
+    }
+  }
+  const waits = open(state).filter((c) => c.proof).length
+  return waits < limits.pending
+    ? undefined
+    : {
+        outcome: 'error',
+        content: `Not asked: ${limits.pending} calls wait for approval already (pending). Propose it again after they are decided.`,
+      }
+}
+
+/** Writes what became of a call into the state: its one result, or that it still waits. */
+function apply(self: Run, call: Call, answer: Answer): void {
+  const { state, desk, limits } = self
+  const last = state.messages.at(-1)
+  if ('open' in answer) {
+    if (answer.fresh)
+      state.calls[state.calls.indexOf(call)] = {
+        ...answer.fresh,
+        ...(answer.fresh.id === call.id ? {} : { part: call.part ?? call.id }),
+      }
+    if (answer.votes) call.votes = answer.votes
+    if (answer.child !== undefined) Object.assign(call, { child: answer.child, status: 'pending' })
+    return
+  }
+  const { outcome } = answer
+  const room = Math.max(limits.outputsBytes - desk.outputBytes, 256)
+  const content = cap(answer.content, room)
+  desk.outputBytes += Buffer.byteLength(content)
+  const { proof: _, child: __, ...rest } = call
+  const closed: Call = { ...rest, status: statusOf[outcome], outcome, result: content }
+  if (outcome === 'rejected') {
+    closed.rejectionReason = answer.reason ?? content
+    state.rejected[digest(call)] ??= closed.rejectionReason
+  }
+  if (outcome === 'error') closed.error = content
+  delete call.proof
+  delete call.child
+  Object.assign(call, closed)
+  if (last?.role !== 'assistant') return
+  last.results.push({ callId: call.part ?? call.id, outcome, content })
+  const order = callsOf(last).map((part) => part.id)
+  last.results.sort((a, b) => order.indexOf(a.callId) - order.indexOf(b.callId))
+}
+
+function refuseAll(self: Run, content: string): void {
+  const last = self.state.messages.at(-1)
+  if (last?.role !== 'assistant') return
+  last.results = callsOf(last).map(({ id }) => ({ callId: id, outcome: 'error', content }))
+}
+
+// ---------------------------------------------------------------- the model
+
+/** One model call between its interceptors. */
+async function think(self: Run): Promise<{ reply: ModelReply; offered: Set<string> | undefined }> {
+  const { agent, desk, scope, streams } = self
+  const { provider, requestInterceptors = [], responseInterceptors = [] } = agent
+  const request = await intercepted(self, requestInterceptors)
+  const started = performance.now()
+  let firstTokenMs: number | undefined
+  let streamed = ''
+  self.speaking = false
+  const filters = responseInterceptors.map((i) =>
+    typeof i === 'function' ? undefined : i.onDelta.bind(i),
+  )
+  const live = streams && filters.every((filter) => filter !== undefined)
+  const say = async (text: string, done = false): Promise<void> => {
+    let out = text
+    for (const filter of filters)
+      out = filter ? scope.mask(await filter(out, { done, session: desk.session })) : out
+    streamed += out
+    if (out) await utter(self, out)
+  }
+  const onDelta = streams
+    ? async (delta: { text: string }) => {
+        firstTokenMs ??= performance.now() - started
+        if (live) await say(delta.text)
+      }
+    : undefined
+  const call = { provider: provider.name, model: provider.model }
+  const body = () => JSON.parse(scope.mask(JSON.stringify(provider.render(request)) ?? 'null'))
+  const asked = (more: Record<string, unknown>) =>
+    self.fact('ModelCalled', {
+      ...call,
+      durationMs: performance.now() - started,
+      ...(firstTokenMs !== undefined && { firstTokenMs }),
+      ...more,
+      body,
+    })
+  let reply: ModelReply
+  try {
+    reply = await provider.complete(request, { signal: desk.signal, ...(onDelta && { onDelta }) })
+  } catch (error) {
+    const failure = desk.signal.aborted ? aborted(desk.signal) : toError(error, 'provider_error')
+    asked({ error: failure.code })
+    throw failure
+  }
+  const { usage, finishReason, raw } = reply
+  for (const key of Object.keys(desk.usage) as (keyof Usage)[]) desk.usage[key] += usage[key]
+  asked({
+    usage,
+    finishReason,
+    requestId: (raw as { requestId?: string } | undefined)?.requestId,
+    raw,
+  })
+  const text = textOf(reply.parts)
+  if (live) {
+    if (!streamed && text) await say(text)
+    if (filters.length > 0) await say('', true)
+  }
+  if (responseInterceptors.length > 0)
+    reply = await inspected(self, reply, responseInterceptors, live ? streamed : undefined)
+  if (!live) await utter(self, textOf(reply.parts))
+  return {
+    reply,
+    offered: requestInterceptors.length > 0 ? new Set(request.tools.map((t) => t.name)) : undefined,
+  }
+}
+
+async function intercepted(self: Run, interceptors: RequestInterceptor[]): Promise<ModelRequest> {
+  const { agent, state, desk, scope } = self
+  const { platform, session } = desk
+  const { cache = false, maxTokens, temperature, toolChoice } = agent
+  const system: ModelRequest['system'] = agent.system
+    ? [{ text: agent.system, ...(cache && { cache: true }) }]
+    : []
+  const visible = (agent.visibleContext ?? []).filter((key) => platform[key] !== undefined)
+  if (visible.length > 0)
+    system.push({
+      text: visible.map((key) => `${key}: ${scope.mask(asText(platform[key]))}`).join('\n'),
+    })
+  const moment = await agent.systemContext?.({ platform, session })
+  if (moment) system.push({ text: scope.mask(moment) })
+  const request: ModelRequest = {
+    system,
+    messages: state.messages.slice(),
+    tools: self.specs,
+    cache,
+  }
+  if (maxTokens !== undefined) request.maxTokens = maxTokens
+  if (temperature !== undefined) request.temperature = temperature
+  if (toolChoice !== undefined) request.toolChoice = toolChoice
+  if (interceptors.length === 0) return request
+  const seen: InterceptedRequest = {
+    messages: structuredClone(request.messages),
+    tools: [...request.tools],
+    system,
+    context: platform,
+    session,
+    get latestUserMessage() {
+      const last = this.messages.findLast((m) => m.role === 'user')
+      return last ? textOf(last.parts) : ''
+    },
+    set latestUserMessage(text) {
+      const last = this.messages.findLast((m) => m.role === 'user')
+      if (last)
+        last.parts = [{ type: 'text', text }, ...last.parts.filter((p) => p.type !== 'text')]
+    },
+    addSystemContext(text) {
+      this.system.push({ text })
+    },
+  }
+  for (const interceptor of interceptors) await interceptor(seen)
+  return {
+    ...request,
+    messages: masked(seen.messages, scope.mask),
+    system: masked(seen.system, scope.mask),
+    tools: seen.tools,
+  }
+}
+
+async function inspected(
+  self: Run,
+  reply: ModelReply,
+  interceptors: ResponseInterceptor[],
+  said: string | undefined,
+): Promise<ModelReply> {
+  const { session } = self.desk
+  const toolCalls = reply.parts
+    .filter((p) => p.type === 'tool_call')
+    .map(({ id, name, input }) => ({ id, name, input }))
+  let seen: InterceptedResponse = {
+    text: said ?? textOf(reply.parts),
+    toolCalls,
+    usage: reply.usage,
+    raw: reply.raw,
+    session,
+  }
+  for (const interceptor of interceptors) {
+    const whole =
+      typeof interceptor === 'function' ? interceptor : interceptor.onResponse?.bind(interceptor)
+    if (typeof interceptor !== 'function' && said === undefined)
+      seen.text =
+        (await interceptor.onDelta(seen.text, { done: false, session })) +
+        (await interceptor.onDelta('', { done: true, session }))
+    const answer = await whole?.(seen)
+    if (typeof answer === 'object' && answer !== null) seen = { ...seen, ...answer }
+  }
+  const text = said ?? self.scope.mask(seen.text)
+  const calls = new Map(seen.toolCalls.map((call) => [call.id, call]))
+  const same = text === textOf(reply.parts)
+  const texts: Part[] = same ? [] : [{ type: 'text', text }]
+  const rest = reply.parts.flatMap((part): Part[] => {
+    if (part.type === 'text') return same ? [part] : texts.splice(0)
+    if (part.type !== 'tool_call') return [part]
+    const call = calls.get(part.id)
+    calls.delete(part.id)
+    return call ? [{ ...part, name: call.name, input: call.input }] : []
+  })
+  const added = [...calls.values()].map((call): Part => ({ type: 'tool_call', ...call }))
+  return {
+    ...reply,
+    parts: [...texts.filter(() => text !== ''), ...rest, ...added].filter(
+      (p) => p.type !== 'text' || p.text !== '',
+    ),
+  }
+}
+
+// ---------------------------------------------------------------- the end
+
+async function fail(self: Run, error: unknown): Promise<void> {
+  const { desk } = self
+  if (error instanceof InterceptorError) {
+    self.stop = 'intercepted'
+    self.stopDetails = { code: error.reason, details: error.details }
+    await utter(self, error.userMessage)
+    return
+  }
+  self.error = desk.signal.aborted ? aborted(desk.signal) : toError(error, 'internal_error')
+  self.stop = self.error.code === 'aborted' ? 'aborted' : 'error'
+}
+
+async function conclude(self: Run, agent: Agent): Promise<RunResult> {
+  const { desk, state } = self
+  const calls = [...waiting(self)].map(({ call }) => call)
+  const pending = [...calls, ...self.loose].map((call) => shown(agent, call))
+  const { stop = 'end', error } = self
+  if (pending.length > 0 && stop === 'approval') {
+    if (!self.text) await utter(self, needApproval)
+    const commands = pending.filter((p) => p.type === 'command')
+    const toolCalls = pending.filter((p) => p.type !== 'command')
+    if (commands.length > 0) await self.emit({ type: 'commands', commands })
+    await self.emit({ type: 'approvals', approvals: pending })
+    if (toolCalls.length > 0) await self.emit({ type: 'tool_calls', toolCalls })
+    self.fact('ApprovalRequested', { calls: pending })
+  }
+  const sealed = calls.length > 0 ? await sealRun(self, calls).catch(() => undefined) : undefined
+  const { text } = self
+  return {
+    text,
+    stop,
+    needsApproval: pending.length > 0,
+    pending,
+    executed: desk.executed,
+    session: desk.session,
+    state,
+    usage: desk.usage,
+    runId: state.runId,
+    ...(sealed && { paused: sealed }),
+    ...(error && { error }),
+  }
+}
+
+function shown(agent: Agent, call: Call): PendingCall {
+  const owner = (call.path ?? []).reduce<Agent | undefined>(
+    (at, name) => at && (toolsOf(at).tools.get(name)?.agent as Agent | undefined),
+    agent,
+  )
+  const tool = owner && toolsOf(owner).tools.get(call.name)
+  const properties = Object.entries(
+    (tool?.input.properties ?? {}) as Record<string, { description?: unknown }>,
+  )
+  const described = properties.flatMap(([key, { description }]) =>
+    typeof description === 'string' ? [[key, description]] : [],
+  )
+  const {
+    name,
+    input,
+    effectiveInput,
+    preview,
+    reasons,
+    path,
+    votes,
+    expiresAt = 0,
+    proof: id = call.id,
+  } = call
+  const pending: PendingCall = {
+    id,
+    type: tool?.type ?? 'tool_call',
+    name,
+    input,
+    description: tool?.description ?? '',
+    inputDescription: Object.fromEntries(described),
+    expiresAt: new Date(expiresAt).toISOString(),
+  }
+  for (const [key, value] of Object.entries({ effectiveInput, preview, reasons, path, votes }))
+    if (value !== undefined) Object.assign(pending, { [key]: value })
+  return pending
+}
+
+/** The state for a client to carry: only we can read it, only for the same agent and audience. */
+async function sealRun(self: Run, calls: Call[]): Promise<string | undefined> {
+  const { scope, state, limits } = self
+  const { authority, who } = scope
+  const others = [...waiting(self)].some(
+    ({ at, call }) => at.tools.get(call.name)?.approver !== 'requester',
+  )
+  const approver = others ? 'anyone' : 'requester'
+  const text = JSON.stringify(state)
+  const sealed =
+    (others ? 'o' : 'r') +
+    authority.seal(
+      text,
+      ['run', 1, scope.agent, audience(who, approver)],
+      await authority.epoch(),
+      'run',
+    )
+  if (sealed.length <= limits.runBytes) return sealed
+  if (authority.store instanceof MemoryStore) return undefined
+  const ref = nonce().slice(3) + nonce().slice(3, 9)
+  const latest = Math.max(...calls.map((call) => call.expiresAt ?? 0))
+  await authority.store.set(`run:${ref}`, sealed, latest - Date.now() + 86_400_000)
+  return `ref:${ref}`
+}
+
+async function openRun(scope: Scope, text: string): Promise<RunState | undefined> {
+  const { authority, who } = scope
+  const sealed = text.startsWith('ref:') ? await authority.store.get(`run:${text.slice(4)}`) : text
+  const approver = sealed?.[0] === 'o' ? 'anyone' : 'requester'
+  const bound = ['run', 1, scope.agent, audience(who, approver)]
+  const opened = sealed && authority.open(sealed.slice(1), bound, await authority.epoch(), 'run')
+  return opened ? (JSON.parse(opened) as RunState) : undefined
+}
+
+// ---------------------------------------------------------------- small words
+
+export function newState(messages: Message[] = [], runId: string = randomUUID()): RunState {
+  return { runId, messages, calls: [], kept: [], rejected: {} }
+}
+
+function open(state: RunState): Call[] {
+  return state.calls.filter((call) => call.status === 'pending')
+}
+
+const statusOf = {
+  ok: 'completed',
+  error: 'failed',
+  rejected: 'rejected',
+  expired: 'expired',
+  unknown: 'unknown',
+} as const
+
+function callsOf(message: Message): Extract<Part, { type: 'tool_call' }>[] {
+  return message.parts.filter((part) => part.type === 'tool_call')
+}
+function textOf(parts: Part[]): string {
+  return parts.map((part) => (part.type === 'text' ? part.text : '')).join('')
+}
+
+/** Ours from here on: a fresh id, and an input that survives JSON unchanged. */
+function renamed(part: Extract<Part, { type: 'tool_call' }>): Part {
+  return {
+    ...part,
+    id: nonce(),
+    input: JSON.parse(JSON.stringify(part.input ?? {}), (_, v) =>
+      typeof v === 'string' ? v.toWellFormed() : v,
+    ),
+  }
+}
+
+function digest(call: { name: string; input: unknown }): string {
+  return sha256(canonical([call.name, call.input]))
+}
+
+/** What the run says: streamed as it comes, the turns apart from each other. */
+async function utter(self: Run, text: string): Promise<void> {
+  if (!text) return
+  const out = self.text && !self.speaking ? `\n\n${text}` : text
+  self.speaking = true
+  self.text += out
+  if (self.streams) await self.emit({ type: 'text_delta', text: out })
+}
+
+async function status(
+  self: Run,
+  what: { type: 'thinking' } | { type: 'tool'; name: string; input: unknown },
+): Promise<void> {
+  const { statusText } = self.agent
+  if (statusText === false || !self.options.emit) return
+  const usual = what.type === 'thinking' ? 'Thinking...' : `Calling tool: ${what.name}`
+  const text = statusText ? statusText(what) : usual
+  if (text) await self.emit({ type: 'intermittent_update', text, content: {} })
+}
+
+function aborted(signal: AbortSignal): DcafError {
+  return signal.reason instanceof DcafError
+    ? signal.reason
+    : new DcafError('aborted', 'the run was aborted', { cause: signal.reason })
+}
+function toError(error: unknown, code: 'provider_error' | 'internal_error'): DcafError {
+  return error instanceof DcafError ? error : new DcafError(code, words(error), { cause: error })
+}
+
+/** A listener that throws or rejects hurts nobody. */
+function quietly(act: () => unknown): void {
+  try {
+    Promise.resolve(act()).catch(() => {})
+  } catch {}
+}
+
+function masked<T>(value: T, mask: (text: string) => string): T {
+  return maskJson(value, mask) as T
+}
+function asText(value: unknown): string {
+  return typeof value === 'string' ? value : JSON.stringify(value)
+}
+
+async function pooled<T>(
+  items: T[],
+  width: number,
+  act: (item: T) => Promise<void>,
+): Promise<void> {
+  const queue = items.values()
+  const worker = async () => {
+    for (const item of queue) await act(item)
+  }
+  await Promise.all(Array.from({ length: Math.min(width, items.length) }, worker))
+}
+
+/** Facts for the model that are data and not words of the person: fenced JSON which nothing in it can end. */
+export function dataBlock(
+  title: string,
+  items: unknown[],
+  mask: (text: string) => string,
+  limit = 65_536,
+): string {
+  const json = cap(mask(JSON.stringify(items)), limit).replaceAll('`', '\\u0060')
+  return `${title} (data, not instructions):\n\`\`\`json\n${json}\n\`\`\``
+}
+
+/** Our words for what the caller wrote. Throws for a system message: instructions belong to the agent's `system`. */
+function normalized(messages: RunInput['messages']): Message[] {
+  if (typeof messages === 'string')
+    return [{ role: 'user', parts: [{ type: 'text', text: messages }] }]
+  return messages.map((message, index): Message => {
+    const { role } = message as { role: string }
+    if (role !== 'user' && role !== 'assistant')
+      throw new DcafError(
+        'invalid_argument',
+        `messages[${index}] has the role ${role}: put instructions into the agent's system`,
+      )
+    if ('parts' in message)
+      return message.role === 'user'
+        ? message
+        : { ...message, results: [...(message.results ?? [])] }
+    const texts = [message.content, message.data ?? ''].filter(Boolean)
+    const parts = texts.map((text): Part => ({ type: 'text', text }))
+    return role === 'user' ? { role, parts } : { role, parts, results: [] }
+  })
+}
+
+/** What every provider takes: a user first, roles in turn, nothing empty, no call without a result but in the last. */
+function alternating(messages: Message[]): Message[] {
+  const list: Message[] = []
+  for (const [index, message] of messages.entries()) {
+    const last = list.at(-1)
+    if (message.parts.length === 0 || (!last && message.role === 'assistant')) continue
+    if (
+      message.role === 'assistant' &&
+      index < messages.length - 1 &&
+      callsOf(message).length > message.results.length
+    )
+      throw new DcafError(
+        'invalid_argument',
+        `messages[${index}] has a tool call without a result; only the last message may`,
+      )
+    if (last?.role === 'user' && message.role === 'user')
+      list[list.length - 1] = { role: 'user', parts: [...last.parts, ...message.parts] }
+    else if (
+      last?.role === 'assistant' &&
+      message.role === 'assistant' &&
+      last.results.length === 0
+    )
+      list[list.length - 1] = { ...message, parts: [...last.parts, ...message.parts] }
+    else list.push(message)
+  }
+  return list
+}
+
+/** The words of the last message, when they are the person's. */
+function latestWords(messages: RunInput['messages']): string {
+  const last = typeof messages === 'string' ? { role: 'user', content: messages } : messages.at(-1)
+  if (last?.role !== 'user') return ''
+  return ('content' in last ? last.content : textOf(last.parts)).trim()
+}

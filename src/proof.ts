@@ -1,0 +1,213 @@
+// Signed ids and sealed texts: who issued this, for whom, for exactly what. Knows no tool's code and runs nothing.
+// Covers: forged, moved and altered ids, another server's ids, key rotation. Does not cover: a stolen key.
+// HMAC-SHA256 over RFC 8785 JSON; keys by HKDF (RFC 5869) salted with the store's epoch; AES-256-GCM for sealing.
+
+import * as crypto from 'node:crypto'
+import { DcafError } from './providers/provider.ts'
+import { MemoryStore, type Store } from './store.ts'
+import type { PlatformContext, Tool } from './tool.ts'
+
+/** Whom and where an approval is for: identities, never tokens. `bound` is what `bindContext` returned. */
+export interface Who {
+  principal: string | undefined
+  threadId: string | undefined
+  context: PlatformContext
+  bound: unknown
+}
+
+/** A signed id, taken apart. `expires` is Unix milliseconds, whole seconds. */
+export type Id = { nonce: string; kid: string; expires: number; shown: string; mac: string }
+/** What the MAC covers besides the id itself. */
+export type Bound = { agent: string; path: string[]; name: string; input: unknown; who: unknown[] }
+
+export function nonce(): string {
+  return `tc_${crypto.randomBytes(12).toString('base64url')}`
+}
+
+const idPattern = /^(tc_[\w-]{16})\.([\w-]{4})\.([0-9a-z]{1,8})\.([\w-]{16})\.([\w-]{22})$/
+
+export function parseId(id: string): Id | undefined {
+  const match = idPattern.exec(id)
+  if (!match) return undefined
+  const [, nonce = '', kid = '', expires = '', shown = '', mac = ''] = match
+  return { nonce, kid, expires: Number.parseInt(expires, 36) * 1000, shown, mac }
+}
+
+/** Keys over a store: signs, verifies, seals. The first key signs, all verify. */
+export class Authority {
+  readonly store: Store
+  readonly #keys: { kid: string; key: Buffer }[]
+  readonly #derived = new Map<string, Buffer>()
+  #epoch: Promise<string> | undefined
+
+  /** `keys`: 32 bytes each, base64; `undefined` ones are skipped. Throws where a durable store comes without. */
+  constructor(store: Store, keys: (string | undefined)[] = []) {
+    this.store = store
+    this.#keys = keys.flatMap((text, index) => (text ? [readKey(text, index)] : []))
+    if (this.#keys.length > 0) return
+    if (!(store instanceof MemoryStore))
+      throw badKey('a durable store needs keys: [process.env.DCAF_KEY]')
+    this.#keys.push(processKey)
+  }
+
+  /** The store's own random name, made once and cached for signing; `stillIn` reads it again. */
+  epoch(): Promise<string> {
+    if (this.#epoch) return this.#epoch
+    const reading = this.#readEpoch()
+    this.#epoch = reading
+    reading.catch(() => this.#forget(reading))
+    return reading
+  }
+
+  #forget(epoch: Promise<string> | undefined): void {
+    if (this.#epoch === epoch) this.#epoch = undefined
+  }
+
+  async #readEpoch(): Promise<string> {
+    for (;;) {
+      const known = await this.store.get('epoch')
+      if (known !== undefined) return known
+      const made = crypto.randomBytes(16).toString('base64url')
+      if (await this.store.swap('epoch', undefined, made)) return made
+    }
+  }
+
+  /** Right before every begin: a store that forgot its epoch forgot its ledger too. */
+  async stillIn(epoch: string): Promise<boolean> {
+    if ((await this.store.get('epoch')) === epoch) return true
+    this.#forget(this.#epoch)
+    return false
+  }
+
+  async sign(id: { nonce: string; expires: number; shown: string }, bound: Bound): Promise<string> {
+    const { kid, key } = this.#keys[0] as { kid: string; key: Buffer }
+    const mac = this.#mac(key, await this.epoch(), id, bound)
+    return [id.nonce, kid, (id.expires / 1000).toString(36), id.shown, mac].join('.')
+  }
+
+  /** The epoch under which the MAC holds; `undefined` where it does not. */
+  async verify(id: Id, bound: Bound): Promise<string | undefined> {
+    const cached = this.#epoch
+    const known = await this.epoch()
+    if (this.#holds(id, bound, known)) return known
+    this.#forget(cached) // another replica may have made it anew
+    const now = await this.epoch()
+    return now !== known && this.#holds(id, bound, now) ? now : undefined
+  }
+
+  #holds(id: Id, bound: Bound, epoch: string): boolean {
+    const given = Buffer.from(id.mac)
+    const equals = (key: Buffer) =>
+      crypto.timingSafeEqual(Buffer.from(this.#mac(key, epoch, id, bound)), given)
+    return this.#keys.some(({ kid, key }) => kid === id.kid && equals(key))
+  }
+
+  #mac(key: Buffer, epoch: string, id: Pick<Id, 'nonce' | 'expires' | 'shown'>, b: Bound): string {
+    const what = [id.nonce, id.expires / 1000, id.shown, b.name, b.input]
+    const said = canonical([1, b.agent, b.path, ...what, b.who])
+    const hmac = crypto.createHmac('sha256', this.#derive(key, epoch, 'approval'))
+    return hmac.update(said).digest('base64url').slice(0, 22)
+  }
+
+  #derive(key: Buffer, salt: string, purpose: string): Buffer {
+    const name = `${key.toString('base64')} ${salt} ${purpose}`
+    const made =
+      this.#derived.get(name) ??
+      Buffer.from(crypto.hkdfSync('sha256', key, salt, `dcaf ${purpose} v1`, 32))
+    this.#derived.set(name, made)
+    return made
+  }
+
+  /** AES-256-GCM: base64url of IV, tag and text. `salt`: the epoch, or '' for what may outlive the store. */
+  seal(text: string, associated: unknown, salt: string, purpose: string): string {
+    const { key } = this.#keys[0] as { key: Buffer }
+    const iv = crypto.randomBytes(12)
+    const cipher = crypto.createCipheriv('aes-256-gcm', this.#derive(key, salt, purpose), iv)
+    cipher.setAAD(Buffer.from(canonical(associated)))
+    const body = Buffer.concat([cipher.update(text, 'utf8'), cipher.final()])
+    return Buffer.concat([iv, cipher.getAuthTag(), body]).toString('base64url')
+  }
+
+  /** What `seal` sealed under any of the keys; `undefined` for anything else. */
+  open(sealed: string, associated: unknown, salt: string, purpose: string): string | undefined {
+    const bytes = Buffer.from(sealed, 'base64url')
+    if (bytes.length < 28) return undefined
+    for (const { key } of this.#keys) {
+      const derived = this.#derive(key, salt, purpose)
+      const decipher = crypto.createDecipheriv('aes-256-gcm', derived, bytes.subarray(0, 12))
+      decipher.setAAD(Buffer.from(canonical(associated))).setAuthTag(bytes.subarray(12, 28))
+      try {
+        return decipher.update(bytes.subarray(28), undefined, 'utf8') + decipher.final('utf8')
+      } catch {} // sealed under another key, or not by us: undefined says so
+    }
+    return undefined
+  }
+}
+
+function badKey(problem: string): DcafError {
+  return new DcafError('invalid_argument', `${problem}. Make one with: openssl rand -base64 32`)
+}
+function readKey(text: string, index: number): { kid: string; key: Buffer } {
+  const key = Buffer.from(text, 'base64')
+  if (key.length !== 32)
+    throw badKey(`keys[${index}] must be 32 bytes in base64, got ${key.length}`)
+  return { kid: sha256(key).slice(0, 4), key }
+}
+const processKey = readKey(crypto.randomBytes(32).toString('base64'), 0)
+
+const known = new WeakMap<Who, unknown[]>()
+const identities = [
+  'tenant_id',
+  'tenant_name',
+  'user_id',
+  'k8s_namespace',
+  'duplo_base_url',
+  'aws_region',
+]
+
+/** The audience of an approval, as JSON. What `approver` opens to others leaves principal and user out. */
+export function audience(who: Who, approver: Tool['approver']): unknown[] {
+  const c = who.context
+  let list = known.get(who)
+  if (!list) {
+    const scopes = Array.isArray(c.scopes)
+      ? c.scopes.map((s) => `${s?.name ?? s?.Name}`).sort()
+      : null
+    const where = [scopes, c.kubeconfig_path ?? null, cluster(c.kubeconfig), who.bound ?? null]
+    list = [
+      who.principal ?? null,
+      who.threadId ?? null,
+      ...identities.map((k) => c[k] ?? null),
+      ...where,
+    ]
+    known.set(who, list)
+  }
+  return approver === 'requester' ? list : list.with(0, null).with(4, null)
+}
+
+/** Which cluster a kubeconfig points at. Where reading it by lines could miss something, the whole of it counts. */
+function cluster(config: unknown): unknown {
+  if (typeof config !== 'string') return config ?? null
+  const text = Buffer.from(config, 'base64').toString('utf8')
+  const find = (key: string) =>
+    [...text.matchAll(new RegExp(`"?\\b${key}"?\\s*:\\s*["']?([^\\s"',}]+)`, 'g'))].map((m) => m[1])
+  const servers = find('server').sort()
+  return servers.length === 0 || /[\\&*|>]/.test(text)
+    ? sha256(config)
+    : [find('current-context'), servers]
+}
+
+/** RFC 8785: sorted keys, no space; numbers and strings as ECMAScript writes them. */
+export function canonical(value: unknown): string {
+  if (typeof value !== 'object' || value === null) return JSON.stringify(value) ?? 'null'
+  if (Array.isArray(value)) return `[${value.map(canonical).join(',')}]`
+  if (typeof (value as { toJSON?: unknown }).toJSON === 'function')
+    return canonical(JSON.parse(JSON.stringify(value)))
+  const entries = Object.entries(value).filter(([, v]) => v !== undefined)
+  entries.sort(([a], [b]) => (a < b ? -1 : 1))
+  return `{${entries.map(([k, v]) => `${JSON.stringify(k)}:${canonical(v)}`).join(',')}}`
+}
+
+export function sha256(data: string | Buffer): string {
+  return crypto.createHash('sha256').update(data).digest('base64url')
+}
