@@ -223,12 +223,11 @@ function fold(answer: wire.Answer): wire.Fold {
       inputs[index] = wire.append(answer, inputs[index] ?? '', wire.string(delta.partial_json))
     } else if (delta.type === 'citations_delta') {
       block.citations = [...(block.citations ?? []), delta.citation]
-    } else {
-      // thinking, its signature, and what a kind to come calls its text
-      for (const [key, value] of Object.entries(delta)) {
-        if (key !== 'type')
-          block[key] = typeof value === 'string' ? (block[key] ?? '') + value : value
-      }
+    } else if (delta.type === 'thinking_delta') block.thinking += wire.string(delta.thinking)
+    else {
+      // Signatures, and kinds to come: they carry final values.
+      const { type, ...final } = delta
+      Object.assign(block, final)
     }
     return undefined
   }

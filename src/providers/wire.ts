@@ -8,7 +8,6 @@ import {
   type CompleteOptions,
   DcafError,
   type DcafErrorOptions,
-  type Delta,
   type ErrorCode,
   type FinishReason,
   type Message,
@@ -152,8 +151,9 @@ const resumes = 10
 export function httpProvider(wire: Wire, options: HttpOptions = {}): HttpProvider {
   const timeouts = checkedTimeouts(options.timeouts)
   const clock = options.clock ?? realClock
-  const whole = endpoint(wire, false, options)
-  const streamed = endpoint(wire, true, options)
+  const whole = endpoint(wire.name, wire.url(false), options.allowHttp)
+  const streamed = endpoint(wire.name, wire.url(true), options.allowHttp)
+  const headers = lowerCased(options.headers)
 
   async function complete(request: ModelRequest, given?: CompleteOptions): Promise<ModelReply> {
     let reply = await ask(request, given)
@@ -177,22 +177,25 @@ export function httpProvider(wire: Wire, options: HttpOptions = {}): HttpProvide
     const body = toJson(wire.render(request, onDelta !== undefined))
     const dispatcher = options.dispatcher ?? (await sharedAgent(timeouts.connectMs))
     const deadline = clock.now() + timeouts.stepMs
-    const call = { wire, url, request, onDelta, timeouts, emitted: false }
-    const attempt = async () => {
-      const given = typeof wire.headers === 'function' ? await wire.headers() : wire.headers
-      const headers = { 'content-type': 'application/json', ...given, ...options.headers }
+    const call: Call = {
+      wire,
+      url,
+      body,
+      request,
+      headers,
+      dispatcher,
+      timeouts,
+      signal,
+      onDelta,
+      emitted: false,
+    }
+    const attempt = () => {
       return new Promise<ModelReply>((resolve, reject) => {
-        const exchange = new Exchange(call, headers, resolve, reject)
-        exchange.begin(dispatcher, body, deadline - clock.now(), signal)
+        new Exchange(call, resolve, reject).begin(deadline - clock.now())
       })
     }
-    return retrying(attempt, {
-      retries: options.retries,
-      emitted: () => call.emitted,
-      deadline,
-      signal,
-      clock,
-    })
+    const emitted = () => call.emitted
+    return retrying(attempt, { retries: options.retries, emitted, deadline, signal, clock })
   }
 
   return {
@@ -405,20 +408,16 @@ interface Endpoint {
   path: string
 }
 
-function endpoint(wire: Wire, stream: boolean, options: HttpOptions): Endpoint {
-  const text = wire.url(stream)
-  const config = (what: string) =>
-    new ProviderError('provider_config', what, { provider: wire.name })
-  if (!URL.canParse(text)) throw config(`${wire.name}: the base URL is no URL`)
-  const url = new URL(text)
-  if (url.protocol !== 'https:' && url.protocol !== 'http:') {
-    throw config(`${wire.name}: the base URL must begin with https://, got ${url.protocol}`)
+/** Throws for an address that cannot work, and for one where what is asked would travel in clear. */
+export function endpoint(provider: string, text: string, allowHttp = false): Endpoint {
+  const url = URL.parse(text)
+  if (url?.protocol !== 'https:' && url?.protocol !== 'http:') {
+    throw configError(provider, 'the base URL must begin with https://')
   }
   const loopback = /^(localhost|.*\.localhost|127(\.\d+){3}|\[::1\])$/.test(url.hostname)
-  if (url.protocol === 'http:' && !loopback && !options.allowHttp) {
-    throw config(
-      `${wire.name}: ${url.host} must be reached over https (allowHttp: true if its network is trusted)`,
-    )
+  if (url.protocol === 'http:' && !loopback && !allowHttp) {
+    const fix = 'must be reached over https (allowHttp: true if its network is trusted)'
+    throw configError(provider, `${url.host} ${fix}`)
   }
   return { origin: url.origin, host: url.host, path: url.pathname + url.search }
 }
@@ -444,12 +443,23 @@ export function sharedAgent(connectMs: number): Promise<Dispatcher> {
   return agent
 }
 
+/** So that a caller's header replaces one of ours, whatever its spelling. */
+function lowerCased(headers: Record<string, string> = {}): Record<string, string> {
+  return Object.fromEntries(Object.entries(headers).map(([name, v]) => [name.toLowerCase(), v]))
+}
+
+/** What the attempts of one `complete` share. */
 interface Call {
   wire: Wire
   url: Endpoint
+  body: string
   request: ModelRequest
-  onDelta: ((delta: Delta) => void | Promise<void>) | undefined
+  /** The caller's, over the wire's own. */
+  headers: Record<string, string>
+  dispatcher: Dispatcher
   timeouts: Timeouts
+  signal: AbortSignal | undefined
+  onDelta: CompleteOptions['onDelta']
   emitted: boolean
 }
 
@@ -461,82 +471,54 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
   status = 0
   requestId: string | undefined
   readonly #call: Call
-  readonly #sent: Record<string, string>
   readonly #resolve: (reply: ModelReply) => void
   readonly #reject: (error: unknown) => void
-  #controller: Dispatcher.DispatchController | undefined
   #watch: Watch | undefined
-  #signal: AbortSignal | undefined
+  #controller: Dispatcher.DispatchController | undefined
+  #sent: Record<string, string> = {}
   #headers: Headers = {}
   #framed = false
   #settled = false
   #bytes = 0
-  /** Set for a streamed answer; without it the body is collected in `#pieces`. */
-  #fold: Fold | undefined
+  /** A streamed answer has a reader and a fold; any other is collected in `#pieces`. */
   #reader: SseReader | LineReader | undefined
+  #fold: Fold | undefined
   #pieces: Buffer[] = []
   /** What is still being handed downstream. */
   #busy: Promise<void> | undefined
   #grace: NodeJS.Timeout | undefined
 
-  constructor(
-    call: Call,
-    headers: Record<string, string>,
-    resolve: (reply: ModelReply) => void,
-    reject: (error: unknown) => void,
-  ) {
+  constructor(call: Call, resolve: (reply: ModelReply) => void, reject: (error: unknown) => void) {
     this.#call = call
-    this.#sent = headers
     this.#resolve = resolve
     this.#reject = reject
   }
 
-  begin(dispatcher: Dispatcher, body: string, stepMs: number, signal?: AbortSignal): void {
-    const { wire, url, timeouts } = this.#call
-    this.#signal = signal
+  begin(stepMs: number): void {
+    const { wire, url, timeouts, signal } = this.#call
     signal?.addEventListener('abort', this.#aborted, { once: true })
     this.#watch = new Watch(timeouts, stepMs, (option) => {
-      const ms = timeouts[option]
-      this.#fail(this.#statusError() ?? timeoutError(wire.name, url.host, option, ms))
+      const late = timeoutError(wire.name, url.host, option, timeouts[option])
+      this.#fail(this.status >= 400 ? this.#statusError() : late)
     })
+    const own = typeof wire.headers === 'function' ? wire.headers() : wire.headers
+    if (own instanceof Promise) own.then((headers) => this.#send(headers), this.#fail)
+    else this.#send(own)
+  }
+
+  #send(own: Record<string, string>): void {
+    const { url, body, headers, dispatcher } = this.#call
+    this.#sent = { 'content-type': 'application/json', ...own, ...headers }
+    if (this.#settled) return
     try {
-      dispatcher.dispatch(
-        { origin: url.origin, path: url.path, method: 'POST', headers: this.#sent, body },
-        this,
-      )
+      const { origin, path } = url
+      dispatcher.dispatch({ origin, path, method: 'POST', headers: this.#sent, body }, this)
     } catch (error) {
       this.onResponseError(undefined, error as Error)
     }
   }
 
-  readonly #aborted = () => this.#fail(this.#signal?.reason)
-
-  fail(code: ErrorCode, what: string, options: Partial<ProviderErrorOptions> = {}): ProviderError {
-    const { wire, url, request } = this.#call
-    return new ProviderError(code, `${url.host} ${clean(what, this.#sent, request)}`, {
-      provider: wire.name,
-      requestId: this.requestId,
-      ...(this.status ? { status: this.status } : {}),
-      ...options,
-    })
-  }
-
-  refuse(body: unknown, status?: number): ProviderError {
-    const words = errorWords(body)
-    const known = status ?? statusOf(words)
-    const { code, ...better } = this.#call.wire.failure?.(body, known) ?? {}
-    const said = [words.message, words.message ? undefined : (words.type ?? words.code)]
-      .filter((word) => word !== undefined)
-      .join('')
-    const verb = known === this.status ? `answered ${known}` : 'broke off'
-    const should = first(this.#headers['x-should-retry'])
-    return this.fail(code ?? codeOf(known, words), said ? `${verb}: ${said}` : verb, {
-      status: known,
-      retryable: should === 'true' || (should !== 'false' && isTransient(known, words)),
-      retryAfterMs: retryAfterMs(this.#headers),
-      ...better,
-    })
-  }
+  // What undici calls, in this order.
 
   onRequestStart(controller: Dispatcher.DispatchController): void {
     this.#controller = controller
@@ -545,146 +527,115 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
 
   onResponseStart(_: Dispatcher.DispatchController, status: number, headers: Headers): void {
     if (status < 200) return
+    const { wire, onDelta } = this.#call
     this.status = status
     this.#headers = headers
-    this.requestId = first(headers[this.#call.wire.requestIdHeader ?? 'x-request-id'])
-    this.#framed =
-      headers['content-length'] !== undefined || headers['transfer-encoding'] !== undefined
+    this.requestId = first(headers[wire.requestIdHeader ?? 'x-request-id'])
+    this.#framed = (headers['content-length'] ?? headers['transfer-encoding']) !== undefined
     if (status >= 300 && status < 400) {
       this.#fail(this.fail('provider_config', `answered ${status}: redirects are not followed`))
-      return
     }
-    const { wire, onDelta } = this.#call
-    if (!onDelta || status >= 400) return
-    // Some gateways ignore that a stream was asked for.
-    if (wire.format === 'sse' && first(headers['content-type'])?.startsWith('application/json'))
+    // Some gateways answer whole although a stream was asked for.
+    const type = first(headers['content-type']) ?? ''
+    if (
+      status >= 300 ||
+      !onDelta ||
+      (wire.format === 'sse' && /^(application\/json|text\/html)/.test(type))
+    )
       return
-    this.#fold = wire.fold(this)
     this.#reader = wire.format === 'sse' ? new SseReader() : new LineReader()
+    this.#fold = wire.fold(this)
   }
 
   onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
     if (this.#settled) return
-    if (this.#busy) {
-      this.#busy = this.#busy.then(() => this.#read(chunk)) // a dispatcher that cannot pause
-      return
-    }
     try {
-      const wait = this.#read(chunk)
+      // A dispatcher that cannot pause sends on while the reader is busy.
+      const wait = this.#busy ? this.#busy.then(() => this.#read(chunk)) : this.#read(chunk)
       if (!wait) return
-      controller.pause()
-      this.#watch?.hold(true)
       this.#busy = wait
-      wait.then(
-        () => {
-          this.#busy = undefined
-          this.#watch?.hold(false)
-          controller.resume()
-        },
-        (error) => this.#fail(error),
-      )
+      this.#watch?.hold(true)
+      controller.pause()
+      wait.then(() => {
+        if (this.#busy !== wait) return
+        this.#busy = undefined
+        this.#watch?.hold(false)
+        controller.resume()
+      }, this.#fail)
     } catch (error) {
       this.#fail(error)
     }
   }
 
   onResponseEnd(): void {
-    if (this.#busy) this.#busy.then(this.#end, () => {})
-    else this.#end()
+    if (this.#busy) this.#busy.then(this.#finish, () => {})
+    else void this.#finish()
   }
 
   onResponseError(_: Dispatcher.DispatchController | undefined, error: Error): void {
-    if (this.#settled) return
-    if (this.#fold?.done) this.#end()
-    else this.#fail(this.#statusError() ?? this.#connectionError(error))
+    if (this.#fold?.done) this.onResponseEnd()
+    else this.#fail(this.status >= 400 ? this.#statusError() : this.#connectionError(error))
   }
+
+  // Reading
 
   #read(chunk: Buffer): Promise<void> | undefined {
     this.#watch?.touch()
     this.#bytes += chunk.length
-    if (this.status >= 400) {
-      this.#pieces.push(chunk)
-      if (this.#bytes > caps.error) this.#fail(this.#statusError())
-      return undefined
-    }
     if (this.#fold?.done) return undefined
+    if (this.status >= 400 && this.#bytes > caps.error) throw this.#statusError()
     if (this.#bytes > caps.answer) throw this.fail('provider_invalid', 'sent more than 16 MiB')
-    if (!this.#reader) {
-      this.#pieces.push(chunk)
-      return undefined
-    }
-    let events: readonly StreamEvent[]
-    try {
-      events = this.#reader.push(chunk)
-    } catch (error) {
-      throw this.#misunderstood(error)
-    }
-    return this.#deliver(events)
+    if (this.#reader)
+      return this.#deliver(this.#understand(() => this.#reader?.push(chunk)) ?? none)
+    this.#pieces.push(chunk)
+    return undefined
   }
 
-  #deliver(events: readonly StreamEvent[]): Promise<void> | undefined {
-    for (let i = 0; i < events.length; i++) {
-      const wait = this.#step(events[i] as StreamEvent)
-      if (wait) return this.#deliverSlowly(wait, events, i + 1)
-      if (this.#settled) return undefined
+  /** Hands on what the events say; a promise only once a reader has to be waited for. */
+  #deliver(events: readonly StreamEvent[], from = 0): Promise<void> | undefined {
+    for (let i = from; i < events.length && !this.#settled; i++) {
+      const text = this.#step(events[i] as StreamEvent)
+      const wait = text && this.#emit(text)
+      if (wait) return wait.then(() => this.#deliver(events, i + 1))
     }
     return undefined
   }
 
-  async #deliverSlowly(wait: Promise<void>, events: readonly StreamEvent[], from: number) {
-    await wait
-    for (let i = from; i < events.length && !this.#settled; i++) {
-      await this.#step(events[i] as StreamEvent)
-    }
-  }
-
-  #step(event: StreamEvent): Promise<void> | undefined {
-    const { onDelta } = this.#call
+  #step({ name, data }: StreamEvent): string | undefined {
     const fold = this.#fold as Fold
     if (fold.done) return undefined
-    let text: string | undefined
-    try {
-      text = fold.event(toValue(event.data), event.name)
-    } catch (error) {
-      throw this.#misunderstood(error)
-    }
+    const text = this.#understand(() => {
+      if (name === 'error') throw this.refuse(toJsonOrText(data))
+      return fold.event(data.trim() === '[DONE]' ? '[DONE]' : JSON.parse(data), name)
+    })
     if (fold.done) {
       this.#watch?.stop()
-      this.#grace ??= setTimeout(this.#end, graceMs)
+      this.#grace = setTimeout(() => this.onResponseEnd(), graceMs)
     }
-    if (!text) return undefined
+    return text
+  }
+
+  #emit(text: string): Promise<void> | undefined {
     this.#call.emitted = true
-    const wait = onDelta?.({ type: 'text_delta', text })
+    const wait = this.#call.onDelta?.({ type: 'text_delta', text })
     return typeof wait?.then === 'function' ? wait : undefined
   }
 
-  readonly #end = (): void => {
+  readonly #finish = async (): Promise<void> => {
     if (this.#settled) return
     try {
-      this.#statusError(true)
-      const { wire, onDelta } = this.#call
-      if (!this.#fold) {
-        const reply = wire.parse(this.#json(), this)
-        const text = onDelta
-          ? reply.parts.map((p) => (p.type === 'text' ? p.text : '')).join('')
-          : ''
-        if (!text) {
-          this.#succeed(reply)
-          return
-        }
-        this.#call.emitted = true
-        Promise.resolve(onDelta?.({ type: 'text_delta', text })).then(
-          () => this.#succeed(reply),
-          (error) => this.#fail(error),
-        )
-        return
+      if (this.status >= 400) throw this.#statusError()
+      if (this.#fold) {
+        if (this.#framed) await this.#deliver(this.#reader?.rest() ?? none)
+        return this.#succeed(this.#understand(() => (this.#fold as Fold).end(this.#framed)))
       }
-      for (const event of this.#framed ? (this.#reader?.rest() ?? []) : []) {
-        if (!this.#fold.done) this.#fold.event(toValue(event.data), event.name)
-      }
-      this.#succeed(this.#fold.end(this.#framed))
+      const json = this.#json()
+      const reply = this.#understand(() => this.#call.wire.parse(json, this))
+      const texts = reply.parts.map((part) => (part.type === 'text' ? part.text : ''))
+      if (this.#call.onDelta && texts.join('')) await this.#emit(texts.join(''))
+      this.#succeed(reply)
     } catch (error) {
-      this.#fail(this.#misunderstood(error))
+      this.#fail(error)
     }
   }
 
@@ -699,71 +650,77 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
     }
   }
 
-  /** The error of an answer that has an error's status, with as much of its body as there is. */
-  #statusError(throws = false): ProviderError | undefined {
-    if (this.status < 400) return undefined
-    const text = Buffer.concat(this.#pieces).toString('utf8')
-    let body: unknown = text
+  /** Whatever a wire trips over is the answer's fault, unless it said so better itself. */
+  #understand<T>(read: () => T): T {
     try {
-      body = JSON.parse(text)
-    } catch {
-      // plain text or a proxy's page: errorWords knows what to take of it
+      return read()
+    } catch (error) {
+      if (error instanceof DcafError) throw error
+      const what = error instanceof TooLong ? error.message : 'sent what cannot be understood'
+      throw this.fail('provider_invalid', what, error instanceof TypeError ? { cause: error } : {})
     }
-    const error = this.refuse(body, this.status)
-    if (throws) throw error
-    return error
   }
 
-  #connectionError(error: Error): ProviderError {
-    const cause = causeOf(error)
+  // Failing
+
+  fail(code: ErrorCode, what: string, options: Partial<ProviderErrorOptions> = {}): ProviderError {
+    const { wire, url, request } = this.#call
+    return new ProviderError(code, `${url.host} ${clean(what, this.#sent, request)}`, {
+      provider: wire.name,
+      requestId: this.requestId,
+      ...(this.status && { status: this.status }),
+      ...options,
+    })
+  }
+
+  refuse(body: unknown, status?: number): ProviderError {
+    const words = errorWords(body)
+    const known = status ?? statusOf(words)
+    const { code, ...better } = this.#call.wire.failure?.(body, known) ?? {}
+    const said = words.message ?? words.type ?? words.code
+    const verb = known === this.status ? `answered ${known}` : 'broke off'
+    const should = first(this.#headers['x-should-retry'])
+    return this.fail(code ?? codeOf(known, words), said ? `${verb}: ${said}` : verb, {
+      status: known,
+      retryable: should === 'true' || (should !== 'false' && isTransient(known, words)),
+      retryAfterMs: retryAfterMs(this.#headers),
+      ...better,
+    })
+  }
+
+  /** The error of an answer that has an error's status, with as much of its body as there is. */
+  #statusError(): ProviderError {
+    return this.refuse(toJsonOrText(Buffer.concat(this.#pieces).toString('utf8')), this.status)
+  }
+
+  #connectionError(cause: Error): ProviderError {
     if (this.status) {
-      return this.fail('provider_truncated', `broke the connection (${cause})`, {
-        retryable: true,
-        cause: error,
-      })
+      const what = `broke the connection (${causeOf(cause)})`
+      return this.fail('provider_truncated', what, { retryable: true, cause })
     }
     const { wire, url, timeouts } = this.#call
-    if (cause === 'UND_ERR_CONNECT_TIMEOUT') {
-      return timeoutError(wire.name, url.host, 'connectMs', timeouts.connectMs)
-    }
-    if (/CERT|TLS|SSL|SELF_SIGNED|ISSUER|ALTNAME/.test(cause)) {
-      return this.fail('provider_config', `has no certificate to trust (${cause})`, {
-        cause: error,
-      })
-    }
-    const lost = /^(E[A-Z_]+|UND_ERR_SOCKET|UND_ERR_CLOSED|UND_ERR_DESTROYED)$/.test(cause)
-    return this.fail(
-      cause.startsWith('HPE_') ? 'provider_invalid' : 'provider_error',
-      lost ? `cannot be reached (${cause})` : `cannot be asked: ${error.message}`,
-      { retryable: lost, cause: error },
-    )
+    const late = () => timeoutError(wire.name, url.host, 'connectMs', timeouts.connectMs)
+    return notAnswered(cause, this.fail.bind(this), late)
   }
 
-  /** Whatever a fold trips over is the answer's fault, unless it said so better itself. */
-  #misunderstood(error: unknown): unknown {
-    if (error instanceof DcafError) return error
-    const what = error instanceof TooLong ? error.message : 'sent what cannot be understood'
-    return this.fail('provider_invalid', what, error instanceof TypeError ? { cause: error } : {})
-  }
+  readonly #aborted = (): void => this.#fail(this.#call.signal?.reason)
 
   #succeed(reply: ModelReply): void {
-    if (this.#settled) return
-    this.#settle()
-    this.#resolve(reply)
+    if (this.#settle()) this.#resolve(reply)
   }
 
-  #fail(error: unknown): void {
-    if (this.#settled) return
-    this.#settle()
-    this.#reject(error)
+  readonly #fail = (error: unknown): void => {
+    if (this.#settle()) this.#reject(error)
   }
 
-  #settle(): void {
+  #settle(): boolean {
+    if (this.#settled) return false
     this.#settled = true
     this.#watch?.stop()
     clearTimeout(this.#grace)
-    this.#signal?.removeEventListener('abort', this.#aborted)
+    this.#call.signal?.removeEventListener('abort', this.#aborted)
     this.#controller?.abort(gone) // no effect on an answer that has ended
+    return true
   }
 }
 
@@ -774,8 +731,31 @@ export function truncated(answer: Answer): ProviderError {
   return answer.fail('provider_truncated', 'ended its answer early', { retryable: true })
 }
 
-function toValue(data: string): unknown {
-  return data.trim() === '[DONE]' ? '[DONE]' : JSON.parse(data)
+/** Plain text and proxies' pages are errors too: errorWords knows what to take of them. */
+function toJsonOrText(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return text
+  }
+}
+
+/** A request that no byte came back for. */
+export function notAnswered(
+  cause: Error,
+  fail: Answer['fail'],
+  noConnection: () => ProviderError,
+): ProviderError {
+  const code = causeOf(cause)
+  if (code === 'UND_ERR_CONNECT_TIMEOUT') return noConnection()
+  if (/CERT|TLS|SSL|SELF_SIGNED|ISSUER|ALTNAME/.test(code)) {
+    return fail('provider_config', `has no certificate to trust (${code})`, { cause })
+  }
+  if (/^(E[A-Z_]+|UND_ERR_(SOCKET|CLOSED|DESTROYED))$/.test(code)) {
+    return fail('provider_error', `cannot be reached (${code})`, { retryable: true, cause })
+  }
+  const ours = code === 'UND_ERR_INVALID_ARG' ? 'provider_config' : 'provider_invalid'
+  return fail(ours, `cannot be asked: ${cause.message}`, { cause })
 }
 
 export function causeOf(error: Error & { code?: unknown; errors?: { code?: unknown }[] }): string {
