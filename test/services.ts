@@ -63,7 +63,7 @@ export async function ioredisClient(url = redisUrl): Promise<RedisService> {
     lazyConnect: true,
     connectTimeout: 2_000,
     enableOfflineQueue: false,
-    autoResendUnfulfilledCommands: false,
+    maxRetriesPerRequest: 0,
     retryStrategy: (n) => (isOpen ? Math.min(50 * n, 500) : null),
   })
   let isOpen = false
@@ -113,8 +113,8 @@ export async function postgresPool(url = postgresUrl, options = ''): Promise<Pos
   const pool = new Pool({
     connectionString: url,
     options,
-    max: 20,
-    connectionTimeoutMillis: 2_000,
+    max: 8,
+    connectionTimeoutMillis: 10_000, // waiting for one of the eight included
     allowExitOnIdle: true,
   })
   pool.on('error', () => {}) // an idle connection that breaks; the pool makes another

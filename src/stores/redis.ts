@@ -7,8 +7,9 @@
 //   Best effort, therefore; where "once" must survive the loss of a machine, use PostgreSQL.
 // The server must run with `maxmemory-policy noeviction` (else it forgets records to make room) and `appendonly yes`;
 //   with `appendfsync everysec`, its default, a crash of the machine loses up to a second, with `always` nothing.
-// The client should fail rather than queue while it has no connection (`disableOfflineQueue`, `enableOfflineQueue: false`),
-//   and never send again what it sent before (ioredis: `autoResendUnfulfilledCommands: false`).
+// The client should fail rather than queue while it has no connection (redis: `disableOfflineQueue: true`; ioredis:
+//   `enableOfflineQueue: false`), and rather than send a command again (ioredis: `maxRetriesPerRequest: 0`): a `swap`
+//   that was made the first time says `false` the second.
 
 import { lifetime, type Store } from '../store.ts'
 import { checkedTimeout, fromText, toText, within } from './shared.ts'

@@ -14,6 +14,7 @@ import { testStore } from './table.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'dcaf-sqlite-'))
 after(() => rmSync(folder, { recursive: true, force: true }))
+const patience = 30_000
 let files = 0
 const newFile = () => join(folder, `${++files}.db`)
 
@@ -25,7 +26,7 @@ const unavailable = (message: RegExp) => ({
 })
 
 describe('sqliteStore', () => {
-  const store = sqliteStore(newFile())
+  const store = sqliteStore(newFile(), { timeoutMs: patience })
   after(() => store.close())
   testStore(() => store)
 

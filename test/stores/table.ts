@@ -13,9 +13,12 @@ interface StoreRow {
   run(store: Store): Promise<void>
 }
 
-/** One test a row, all at once. `store` is called in each, after `before`. */
+/**
+ * One test a row, several at once. `store` is called in each, after `before`; give it a long `timeoutMs`, so that nothing here
+ * depends on how busy the machine is.
+ */
 export function testStore(store: () => Store): void {
-  describe('does what every store does:', { concurrency: true }, () => {
+  describe('does what every store does:', { concurrency: 8 }, () => {
     for (const row of storeTable) test(row.claim, () => row.run(store()))
   })
 }
