@@ -983,8 +983,15 @@ export class LineReader {
     return this.#events(this.#lines.push(chunk))
   }
 
+  /** A last line that is no JSON was cut; without it the answer has no end, and its fold says so. */
   rest(): readonly StreamEvent[] {
-    return this.#events(this.#lines.rest())
+    return this.#events(this.#lines.rest()).filter(({ data }) => {
+      try {
+        return JSON.parse(data) !== undefined
+      } catch {
+        return false
+      }
+    })
   }
 
   #events(text: string): readonly StreamEvent[] {
