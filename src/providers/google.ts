@@ -2,7 +2,7 @@
 // Knows the wire and nothing else. Caching is automatic there: nothing is said, reads are reported.
 // https://ai.google.dev/api/generate-content  https://docs.cloud.google.com/vertex-ai/generative-ai/docs/model-reference/inference
 
-import type { FinishReason, Message, ModelRequest, Part, ToolSpec, Usage } from './provider.ts'
+import type { Message, ModelRequest, Part, ToolSpec, Usage } from './provider.ts'
 import type { Answer, Fold, HttpOptions, HttpProvider } from './wire.ts'
 import * as wire from './wire.ts'
 
@@ -83,7 +83,11 @@ function address({ model, vertex, baseUrl }: GoogleOptions, name: string): strin
 }
 
 async function credentials({ vertex, apiKey }: GoogleOptions, name: string): Promise<WirePart> {
-  if (vertex) return { authorization: `Bearer ${await vertex.token()}` }
+  try {
+    if (vertex) return { authorization: `Bearer ${await vertex.token()}` }
+  } catch (cause) {
+    throw new wire.ProviderError('provider_auth', `${name}: no token`, { provider: name, cause })
+  }
   const key = (apiKey ?? (process.env.GOOGLE_API_KEY || process.env.GEMINI_API_KEY))?.trim()
   if (key) return { 'x-goog-api-key': key }
   throw wire.configError(name, 'pass apiKey or set GOOGLE_API_KEY or GEMINI_API_KEY')
@@ -120,7 +124,9 @@ function toContents(message: Message, provider: string, model: string): Content[
     if (part.type === 'file') parts.push({ inlineData: toBlob(part, provider) })
     if (part.type === 'opaque' && part.provider === provider) putBack(parts, part.data as WirePart)
     if (part.type !== 'tool_call' || message.role === 'user') continue
-    const call = { name: part.name, args: wire.inputObject(part.input) }
+    // A name that a model made up must not make the service refuse the rest of the talk.
+    const name = part.name.replace(/[^\w.:-]/g, '_').slice(0, 64) || 'unknown'
+    const call = { name, args: wire.inputObject(part.input) }
     const result = message.results.find(({ callId }) => callId === part.id)
     parts.push({ functionCall: call })
     if (result) answered.push([call, result])
@@ -188,8 +194,7 @@ function accepted(schema: unknown): unknown {
   const { const: only, $ref, ...out } = Object.fromEntries(entries)
   if (typeof only === 'string' || typeof only === 'number') out.enum = [only]
   else if (typeof only === 'object' && only) out.const = only // a property that has this name
-  const isText = (value: unknown) => typeof value === 'string'
-  if (Array.isArray(out.enum) && out.enum.every(isText)) out.type ??= 'string'
+  if (out.enum?.every?.((one: unknown) => typeof one === 'string')) out.type ??= 'string'
   if (typeof $ref !== 'string') return $ref ? { ...out, $ref } : out
   const ref = { $ref: $ref.replace('#/definitions/', '#/$defs/') }
   const isAlone = Object.keys(out).every((key) => key.startsWith('$'))
@@ -198,11 +203,12 @@ function accepted(schema: unknown): unknown {
 
 // ---- What is answered --------------------------------------------------------------------------------------------
 
+const filtered = /SAFETY|RECITATION|LANGUAGE|BLOCKLIST|PROHIBITED|SPII|ARMOR|JAILBREAK/
+
 /** Reads to the end: text may go on after a first `STOP`, and the usage of the last chunk is the one that counts. */
 function reading(answer: Answer, provider: string): Fold {
   const parts: Part[] = []
   let raw: WirePart = {}
-  let usage: WirePart = {}
 
   function add(part: WirePart): string {
     const { functionCall, text, ...beside } = part
@@ -222,9 +228,8 @@ function reading(answer: Answer, provider: string): Fold {
     done: false,
     event(json) {
       if (json.error) throw answer.refuse(json)
-      const { usageMetadata, candidates, ...about } = json
+      const { candidates, ...about } = json
       const { content, ...candidate } = candidates?.find((one: WirePart) => !one.index) ?? {}
-      usage = usageMetadata ?? usage
       raw = { ...raw, ...about, ...candidate }
       return (content?.parts ?? []).map(add).join('')
     },
@@ -236,15 +241,11 @@ function reading(answer: Answer, provider: string): Fold {
         const what = `ended with ${finishReason}: the model wrote a call that cannot be read`
         throw answer.fail('provider_invalid', what, { retryable: true })
       }
-      return wire.toReply(parts, toFinishReason(finishReason), toUsage(usage), raw)
+      const unfiltered = finishReason === 'MAX_TOKENS' ? 'length' : 'stop'
+      const reason = filtered.test(finishReason) ? 'content_filter' : unfiltered
+      return wire.toReply(parts, reason, toUsage(raw.usageMetadata ?? {}), raw)
     },
   }
-}
-
-function toFinishReason(reason: string): FinishReason {
-  if (reason === 'MAX_TOKENS') return 'length'
-  const filtered = /SAFETY|RECITATION|LANGUAGE|BLOCKLIST|PROHIBITED|SPII|ARMOR|JAILBREAK/
-  return filtered.test(reason) ? 'content_filter' : 'stop'
 }
 
 /** Input includes what was cached, candidates exclude thoughts, and what is zero is absent. */
