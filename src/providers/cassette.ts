@@ -7,11 +7,10 @@
 import { readFileSync } from 'node:fs'
 import { mkdir, rename, writeFile } from 'node:fs/promises'
 import { dirname } from 'node:path'
-import type { ErrorCode, ModelReply, ModelRequest, Provider } from './provider.ts'
+import type { Delta, ErrorCode, ModelReply, ModelRequest, Provider } from './provider.ts'
 import { DcafError } from './provider.ts'
-import type { ScriptEntry } from './scripted.ts'
-import { scripted } from './scripted.ts'
-import type { HttpProvider } from './wire.ts'
+import { copy, type ScriptEntry, scripted } from './scripted.ts'
+import type { HttpProvider, ProviderError } from './wire.ts'
 
 export interface CassetteOptions {
   /** Values to keep out of the file, each of 4 or more characters; also in base64, URL- and JSON-escaped form. */
@@ -36,15 +35,8 @@ interface RecordedCall {
   error?: RecordedError
 }
 
-interface RecordedError {
-  name: string
-  message: string
-  code?: ErrorCode
-  retryable?: boolean
-  retryAfterMs?: number
-  status?: number
-  requestId?: string
-}
+/** `code` of a `DcafError`; with it come `retryable`, `retryAfterMs`, `status` and `requestId`. */
+type RecordedError = { name: string; message: string; code?: ErrorCode; [field: string]: unknown }
 
 /**
  * A provider that hands every call to `provider` and keeps it in `file`, which it starts anew and writes whole after
@@ -58,7 +50,8 @@ export function record(provider: Provider, file: string, options: CassetteOption
   let written = Promise.resolve()
 
   function keep(index: number, call: RecordedCall): Promise<void> {
-    calls[index] = mask(call)
+    const deltas = call.deltas && { deltas: whole(call.deltas, mask) }
+    calls[index] = mask({ ...call, ...deltas })
     const { name, model } = provider
     const kept = calls.filter((call) => call !== undefined)
     const cassette: Cassette = { cassette: 1, provider: name, model, calls: kept }
@@ -75,31 +68,25 @@ export function record(provider: Provider, file: string, options: CassetteOption
       const { signal, onDelta } = call
       const index = begun++
       const body = copy((provider as HttpProvider).render(request, { stream: !!onDelta }))
-      const asked = copy(request)
-      const kept: RecordedCall = difference(asked, body)
-        ? { asked, request: body }
-        : { request: body }
+      const asked = difference(copy(request), body) && { asked: copy(request) }
       const deltas: string[] = []
       let readerFailed = false
       const listening = onDelta && {
-        onDelta: async (delta: { type: 'text_delta'; text: string }) => {
+        onDelta: async (delta: Delta) => {
           deltas.push(delta.text)
-          try {
-            await onDelta(delta)
-          } catch (error) {
-            readerFailed = true
-            throw error
-          }
+          readerFailed = true
+          await onDelta(delta)
+          readerFailed = false
         },
       }
-      const streamed = () => (onDelta ? { deltas: whole(deltas, mask) } : {})
+      const kept = { ...asked, request: body, ...(onDelta && { deltas }) }
       try {
         const reply = await provider.complete(request, { ...call, ...listening })
-        await keep(index, { ...kept, ...streamed(), reply })
+        await keep(index, { ...kept, reply })
         return reply
       } catch (error) {
         if (calls[index] || signal?.aborted || readerFailed) throw error
-        await keep(index, { ...kept, ...streamed(), error: describe(error) })
+        await keep(index, { ...kept, error: describe(error) })
         throw error
       }
     },
@@ -118,46 +105,36 @@ export function record(provider: Provider, file: string, options: CassetteOption
 export function replay(file: string, options: CassetteOptions = {}): Provider {
   const mask = masker(options.secrets)
   const { provider, model, calls } = read(file)
-  const tape = calls.map((call) => ({
-    call,
-    used: false,
-    ...withoutIds(call.asked ?? call.request),
-  }))
+  const tape = calls.map((call) => ({ call, ...withoutIds(call.asked ?? call.request) }))
+  let unused = tape
 
-  function find(request: ModelRequest, isFree: (record: { used: boolean }) => boolean) {
+  function find(request: ModelRequest, among: typeof tape) {
     const asked = withoutIds(mask(copy(request)))
-    const free = tape.filter(isFree)
-    const found = free.find((record) => !difference(record.value, asked.value))
-    if (found) return { record: found, now: <T>(value: T) => renamed(value, found.ids, asked.ids) }
-    const next = free[0]
+    const found = among.find((record) => !difference(record.value, asked.value))
+    if (found) return { found, now: <T>(value: T) => renamed(value, found.ids, asked.ids) }
     const count = `${tape.length} ${tape.length === 1 ? 'call' : 'calls'}`
+    const [next] = among
     if (!next) throw miss(`${file} has ${count}, and all of them were replayed already`)
+    const what = difference(next.value, asked.value)
     throw miss(
-      `${file} has no call left with this request. Call ${tape.indexOf(next) + 1} of ${count} differs at ` +
-        difference(next.value, asked.value),
+      `${file} has no such request left. Call ${tape.indexOf(next) + 1} of ${count} differs at ${what}`,
     )
   }
 
   function answer(request: ModelRequest): ScriptEntry {
-    const { record, now } = find(request, (record) => !record.used)
-    record.used = true
-    const { reply, error, deltas } = now(record.call)
+    const { found, now } = find(request, unused)
+    unused = unused.filter((record) => record !== found)
+    const { reply, error, deltas } = now(found.call)
     const texts = reply?.parts.flatMap((part) => (part.type === 'text' ? [part.text] : []))
-    const pieces = deltas ?? texts ?? []
-    if (reply) return { ...reply, pieces }
-    return {
-      pieces,
-      error: revive(error ?? { name: 'Error', message: `${file} has no reply here` }),
-    }
+    return { pieces: deltas ?? texts ?? [], ...(reply ?? { error: revive(error) }) }
   }
 
-  return {
-    ...scripted(answer, { name: provider, model }),
-    render(request) {
-      const { record, now } = find(request, () => true)
-      return now(record.call.request)
-    },
+  function render(request: ModelRequest): unknown {
+    const { found, now } = find(request, tape)
+    return now(found.call.request)
   }
+
+  return { ...scripted(answer, { name: provider, model }), render }
 }
 
 function miss(message: string): DcafError {
@@ -168,11 +145,11 @@ function read(file: string): Cassette {
   try {
     const cassette = JSON.parse(readFileSync(file, 'utf8')) as Cassette
     if (cassette.cassette === 1 && Array.isArray(cassette.calls)) return cassette
+    throw new Error('It is no cassette')
   } catch (cause) {
     const message = `Cannot read the cassette ${file}. Make one with record(provider, file).`
     throw new DcafError('invalid_argument', message, { cause })
   }
-  throw new DcafError('invalid_argument', `${file} is no cassette of record(provider, file)`)
 }
 
 async function writeWhole(file: string, text: string): Promise<void> {
@@ -189,23 +166,16 @@ function whole(pieces: string[], mask: <T>(value: T) => T): string[] {
 }
 
 function describe(error: unknown): RecordedError {
-  if (!(error instanceof Error)) return { name: 'Error', message: String(error) }
-  const { name, message } = error
-  const { code, retryable, retryAfterMs, status, requestId } = error as Partial<RecordedError>
+  const { name, message } = error instanceof Error ? error : new Error(String(error))
+  if (!(error instanceof DcafError)) return { name, message }
+  const { code, retryable, retryAfterMs, status, requestId } = error as Partial<ProviderError>
   return copy({ name, message, code, retryable, retryAfterMs, status, requestId } as RecordedError)
 }
 
-function revive({ name, message, code, retryable, retryAfterMs, ...rest }: RecordedError): Error {
+function revive(error: RecordedError = { name: 'Error', message: 'no reply recorded' }): Error {
+  const { name, message, code, ...rest } = error
   if (!code) return Object.assign(new Error(message), { name })
-  const again = {
-    retryable: retryable === true,
-    ...(retryAfterMs !== undefined && { retryAfterMs }),
-  }
-  return Object.assign(new DcafError(code, message, again), { name, ...rest })
-}
-
-function copy<T>(value: T): T {
-  return JSON.parse(JSON.stringify(value)) as T
+  return Object.assign(new DcafError(code, message), { name, ...rest })
 }
 
 /** Our call ids: random, so never the same in two runs. The proof that follows one on the wire begins with a dot. */
@@ -226,15 +196,12 @@ function renamed<T>(value: T, from: string[], to: string[]): T {
 }
 
 /** Every text in a JSON value, names of fields included; "key" is the field it stands in. */
-function mapText<T>(value: T, change: (text: string, key: string) => string): T {
-  function visit(value: unknown, key: string): unknown {
-    if (typeof value === 'string') return change(value, key)
-    if (Array.isArray(value)) return value.map((item) => visit(item, key))
-    if (typeof value !== 'object' || value === null) return value
-    const entries = Object.entries(value)
-    return Object.fromEntries(entries.map(([name, item]) => [change(name, ''), visit(item, name)]))
-  }
-  return visit(value, '') as T
+function mapText<T>(value: T, change: (text: string, key: string) => string, key = ''): T {
+  if (typeof value === 'string') return change(value, key) as T
+  if (Array.isArray(value)) return value.map((item) => mapText(item, change, key)) as T
+  if (typeof value !== 'object' || value === null) return value
+  const field = ([name, item]: [string, unknown]) => [change(name, ''), mapText(item, change, name)]
+  return Object.fromEntries(Object.entries(value).map(field)) as T
 }
 
 /** The first place where two JSON values differ, as words; nothing if they do not. */
@@ -258,8 +225,7 @@ function difference(expected: unknown, got: unknown, at = ''): string | undefine
 
 /** Long texts are shown from a little before the place where they part. */
 function shortened(expected: unknown, got: unknown): [string, string] {
-  const [from, to] = [expected, got].map((value) => JSON.stringify(value) ?? 'nothing')
-  if (from === undefined || to === undefined) return ['nothing', 'nothing']
+  const [from = '', to = ''] = [expected, got].map((value) => JSON.stringify(value) ?? 'nothing')
   let same = 0
   while (same < from.length && from[same] === to[same]) same++
   const start = Math.max(0, same - 20)
@@ -272,20 +238,19 @@ const secretFields =
   /^(authorization|proxy-authorization|cookie|set-cookie|api-key|x-api-key|x-goog-api-key|x-amz-security-token)$/i
 
 function masker(secrets: (string | undefined)[] = []): <T>(value: T) => T {
-  const values = secrets.filter((secret) => secret !== undefined && secret !== '')
-  const forms = new Set(values.flatMap((secret) => spellings(secret as string)))
-  const longestFirst = [...forms].sort((a, b) => b.length - a.length)
+  const values = secrets.filter((secret) => secret !== undefined && secret !== '') as string[]
+  if (values.some((secret) => secret.length < 4)) {
+    throw new DcafError('invalid_argument', 'A secret to mask must have 4 or more characters')
+  }
+  const longestFirst = values.flatMap(spellings).sort((a, b) => b.length - a.length)
   const maskText = (text: string, key: string) => {
     if (secretFields.test(key)) return '[redacted]'
-    return longestFirst.reduce((rest, form) => rest.replaceAll(form, '[redacted]'), text)
+    return longestFirst.reduce((rest, spelling) => rest.replaceAll(spelling, '[redacted]'), text)
   }
   return (value) => mapText(value, maskText)
 }
 
 function spellings(secret: string): string[] {
-  if (secret.length < 4) {
-    throw new DcafError('invalid_argument', 'A secret to mask must have 4 or more characters')
-  }
   const bytes = Buffer.from(secret)
   const base64 = bytes.toString('base64').replace(/=+$/, '')
   const escaped = JSON.stringify(secret).slice(1, -1)

@@ -126,7 +126,7 @@ function toParts(reply: ScriptedReply, text: string, provider: string): Part[] {
 }
 
 /** As a wire would carry it: JSON. */
-function copy<T>(value: T): T {
+export function copy<T>(value: T): T {
   return JSON.parse(JSON.stringify(value)) as T
 }
 

@@ -343,6 +343,6 @@ test('a file that is missing or no cassette is said when the provider is made', 
     message: /Cannot read the cassette .*none.json. Make one with record/,
   })
   assert.throws(() => replay(join(import.meta.dirname, '../../package.json')), {
-    message: /is no cassette/,
+    message: /Cannot read the cassette/,
   })
 })
