@@ -102,6 +102,9 @@ export function chatWire(chat: Chat): Omit<wire.Wire, 'url' | 'headers'> {
     }),
     fold: (answer) => fold(answer, chat.vendor),
     parse: (json, answer) => whole(json, answer, chat.vendor),
+    // Azure's word for a prompt it refuses, which under status 200 would look like something passing.
+    failure: (body) =>
+      wire.errorWords(body).code === 'content_filter' ? { retryable: false } : {},
   }
 }
 

@@ -1,6 +1,11 @@
 // Chat Completions for the shared table and for the tests of OpenAI and Azure: what such a server sends for what a
 // model said, and what a body of ours says in neutral words.
 
+import assert from 'node:assert/strict'
+import type { LLMock } from '@copilotkit/aimock'
+import { type Agent, approveAll, resume, run } from '../../src/agent.ts'
+import type { Provider } from '../../src/providers/provider.ts'
+import { tool } from '../../src/tool.ts'
 import type { FakeAnswer } from './fake.ts'
 import type { Read, ReadTurn, Said, SaidPart, WireUnderTest } from './table.ts'
 
@@ -185,5 +190,57 @@ function read(body: Json): Read {
     ...(choice && { toolChoice: choice.function ? { name: choice.function.name } : choice }),
     maxTokens: body.max_completion_tokens ?? body.max_tokens,
     temperature: body.temperature,
+  }
+}
+
+/** List, ask to delete, wait for a person, delete, answer: once whole and once streamed. */
+export async function approvalConversation(
+  mock: LLMock,
+  make: (url: string) => Provider,
+): Promise<void> {
+  const first = { userMessage: 'Delete the failing pod', turnIndex: 0 }
+  mock.on(first, { content: 'I look.', toolCalls: [{ name: 'list_pods', arguments: '{}' }] })
+  const call = { name: 'delete_pod', arguments: '{"name":"api-7"}' }
+  mock.on({ ...first, turnIndex: 1 }, { toolCalls: [call] })
+  mock.on({ ...first, turnIndex: 2 }, { content: 'api-7 is gone.' })
+  const deleted: string[] = []
+  await mock.start()
+  try {
+    const ops: Agent = {
+      name: 'ops',
+      provider: make(mock.url),
+      system: 'You operate Kubernetes.',
+      tools: [
+        tool({
+          name: 'list_pods',
+          description: 'Lists pods',
+          input: { type: 'object', properties: {} },
+          execute: () => 'api-7 failing',
+        }),
+        tool({
+          name: 'delete_pod',
+          description: 'Deletes a pod',
+          input: { type: 'object', properties: { name: { type: 'string' } }, required: ['name'] },
+          requiresApproval: true,
+          execute: ({ name }: { name: string }) => {
+            deleted.push(name)
+            return `deleted ${name}`
+          },
+        }),
+      ],
+    }
+    for (const emit of [undefined, () => {}]) {
+      const options = emit ? { emit } : {}
+      const asked = await run(ops, { messages: 'Delete the failing pod' }, options)
+      assert.equal(asked.error, undefined)
+      assert.equal(asked.stop, 'approval')
+      assert.equal(deleted.length, 0)
+      const done = await resume(ops, asked, approveAll(asked), options)
+      assert.equal(done.stop, 'end')
+      assert.equal(done.text, 'api-7 is gone.')
+      assert.deepEqual(deleted.splice(0), ['api-7'])
+    }
+  } finally {
+    await mock.stop()
   }
 }

@@ -3,11 +3,21 @@
 
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
+import { LLMock } from '@copilotkit/aimock'
 import OpenAI from 'openai'
 import type { ChatCompletionCreateParams } from 'openai/resources/chat/completions'
 import { type ChatBody, openai } from '../../src/providers/openai.ts'
 import type { Message, ModelReply, ModelRequest, Part } from '../../src/providers/provider.ts'
-import { chatWire, delta, type Json, message, sse, stream, whole } from './chat.ts'
+import {
+  approvalConversation,
+  chatWire,
+  delta,
+  type Json,
+  message,
+  sse,
+  stream,
+  whole,
+} from './chat.ts'
 import { type FakeAnswer, type FakeVendor, fakeVendor } from './fake.ts'
 import { conformance } from './table.ts'
 
@@ -1103,4 +1113,11 @@ describe('the official SDK over the same bytes', () => {
       vendor.asked.at(-2)?.headers.authorization,
     )
   })
+})
+
+test('openai: an approval goes its whole way against an independent mock', async () => {
+  const mock = new LLMock({ port: 0, host: '127.0.0.1' })
+  await approvalConversation(mock, (url) =>
+    openai({ model: 'gpt-4o', baseUrl: `${url}/v1`, apiKey: 'test-key' }),
+  )
 })
