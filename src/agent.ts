@@ -240,6 +240,7 @@ export interface PendingCall {
 }
 export interface ExecutedCall {
   id: string
+  type: string
   name: string
   input: unknown
   output: string
@@ -825,7 +826,7 @@ function gateAt(self: Run, path: string[] = []): Gate | undefined {
 
 /** The line a client reads for its decision. A vote that did not make the quorum has none. */
 function report(
-  { desk, scope }: Run,
+  { agent, desk, scope }: Run,
   decision: Decision,
   said: { name: string; input: unknown; path?: string[] },
   answer: Answer,
@@ -836,6 +837,7 @@ function report(
   const { id, lists = ['tool_calls'], path = said.path } = decision
   const line: ExecutedCall = {
     id,
+    type: toolAt(agent, path, said.name)?.type ?? 'tool_call',
     name: said.name,
     input: said.input,
     output: scope.mask(output),
@@ -895,6 +897,7 @@ async function settle(self: Run): Promise<void> {
   const executedToolCalls = ran.map(
     ({ id, name, input, result = '', outcome = 'ok' }): ExecutedCall => ({
       id,
+      type: self.tools.get(name)?.type ?? 'tool_call',
       name,
       input,
       output: result,
@@ -1197,12 +1200,15 @@ async function conclude(self: Run, agent: Agent): Promise<RunResult> {
   }
 }
 
+/** The tool of a call, through the agent tools that lead to it. */
+function toolAt(agent: Agent, path: string[] = [], name: string): Tool | undefined {
+  let at: Agent | undefined = agent
+  for (const step of path) at = at && (toolsOf(at).tools.get(step)?.agent as Agent | undefined)
+  return at && toolsOf(at).tools.get(name)
+}
+
 function shown(agent: Agent, call: Call): PendingCall {
-  const owner = (call.path ?? []).reduce<Agent | undefined>(
-    (at, name) => at && (toolsOf(at).tools.get(name)?.agent as Agent | undefined),
-    agent,
-  )
-  const tool = owner && toolsOf(owner).tools.get(call.name)
+  const tool = toolAt(agent, call.path, call.name)
   const properties = Object.entries(
     (tool?.input.properties ?? {}) as Record<string, { description?: unknown }>,
   )

@@ -2,6 +2,7 @@
 
 export * from './agent.ts'
 export * from './approval.ts'
+export * from './http.ts'
 export * from './mask.ts'
 export * from './providers/provider.ts'
 export * from './session.ts'
