@@ -15,6 +15,7 @@ import {
   type ModelRequest,
   type Part,
   type Provider,
+  type ToolResult,
   type Usage,
 } from './provider.ts'
 
@@ -360,10 +361,7 @@ export class Watch {
   /** Something arrived. */
   touch(): void {
     this.#last = performance.now()
-    if (this.#begun) return
     this.#begun = true
-    clearTimeout(this.#timer)
-    this.#arm(this.#last)
   }
 
   /** While our own reader is waited for, silence is not the vendor's. */
@@ -378,13 +376,13 @@ export class Watch {
   }
 
   #arm(now: number): void {
-    const from = this.#held ? now : this.#last
-    const wait = Math.min(this.#end, from + this.#limit()) - now
+    const { firstEventMs, idleMs } = this.#timeouts
+    const quiet = this.#held ? now : this.#last
+    // Never later than the idle clock may want it, so that `touch` need not set it again.
+    const next = Math.min(this.#end, quiet + this.#limit(), now + Math.min(firstEventMs, idleMs))
     // A delay of more than 31 bits would fire at once.
-    this.#timer = setTimeout(
-      () => this.#look(),
-      Math.min(Math.max(Math.ceil(wait), 1), 2 ** 31 - 1),
-    )
+    const wait = Math.min(Math.max(Math.ceil(next - now), 1), 2 ** 31 - 1)
+    this.#timer = setTimeout(() => this.#look(), wait)
   }
 
   #limit(): number {
@@ -640,7 +638,7 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
   }
 
   #json(): unknown {
-    const text = Buffer.concat(this.#pieces).toString('utf8')
+    const text = this.#text()
     try {
       return JSON.parse(text.charCodeAt(0) === 0xfeff ? text.slice(1) : text)
     } catch {
@@ -648,6 +646,12 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
       const type = first(this.#headers['content-type']) ?? 'no content-type'
       throw this.fail('provider_invalid', `answered ${this.status} with what is no JSON (${type})`)
     }
+  }
+
+  #text(): string {
+    const [piece] = this.#pieces
+    const all = piece && this.#pieces.length === 1 ? piece : Buffer.concat(this.#pieces)
+    return all.toString('utf8')
   }
 
   /** Whatever a wire trips over is the answer's fault, unless it said so better itself. */
@@ -690,7 +694,7 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
 
   /** The error of an answer that has an error's status, with as much of its body as there is. */
   #statusError(): ProviderError {
-    return this.refuse(toJsonOrText(Buffer.concat(this.#pieces).toString('utf8')), this.status)
+    return this.refuse(toJsonOrText(this.#text()), this.status)
   }
 
   #connectionError(cause: Error): ProviderError {
@@ -1006,9 +1010,10 @@ export class LineReader {
 
 // ---- Rendering ---------------------------------------------------------------------------------------------------
 
+/** JSON of what is remembered below; '' until it is first needed. Nothing else is worth an entry. */
 const texts = new WeakMap<object, string>()
 
-/** JSON of a body. An object in a top-level array is serialised once for as long as it lives. */
+/** JSON of a body. What a remembering function made is serialised once, if it stands in a top-level array. */
 export function toJson(body: Record<string, unknown>): string {
   let text = ''
   for (const key of Object.keys(body)) {
@@ -1020,12 +1025,10 @@ export function toJson(body: Record<string, unknown>): string {
 }
 
 function elementJson(element: unknown): string {
-  if (typeof element !== 'object' || element === null) return wellFormed(element) ?? 'null'
-  let text = texts.get(element)
-  if (text === undefined) {
-    text = wellFormed(element) as string
-    texts.set(element, text)
-  }
+  const known = texts.get(element as object)
+  if (known) return known
+  const text = wellFormed(element) ?? 'null'
+  if (known === '') texts.set(element as object, text)
   return text
 }
 
@@ -1038,32 +1041,40 @@ function wellFormed(value: unknown): string | undefined {
 
 /**
  * Renders a history and remembers what became of each message, so that a turn renders only what is new. The last
- * message may still grow and is not remembered. `merge` joins neighbours a wire wants as one, or returns undefined.
+ * message may still grow and is not remembered. `merge` makes one of neighbours with one role.
  */
-export function rememberingHistory<W extends object>(
+export function rememberingHistory<W extends { role?: unknown }>(
   expand: (message: Message) => W[],
-  merge: (before: W, after: W) => W | undefined = () => undefined,
+  merge?: (before: W, after: W) => W | undefined,
 ): (messages: readonly Message[]) => W[] {
-  const known = new WeakMap<Message, { seen: unknown[]; wire: W[] }>()
+  const known = new WeakMap<Message, { seen: unknown[]; turns: W[] }>()
   const joined = new WeakMap<W, { before: W; both: W }>()
+  const join = (before: W, after: W): W | undefined => {
+    const hit = joined.get(after)
+    if (hit?.before === before) return hit.both
+    const both = merge?.(before, after)
+    if (both && texts.has(after)) {
+      joined.set(after, { before, both })
+      texts.set(both, '')
+    }
+    return both
+  }
   return (messages) => {
     const out: W[] = []
     messages.forEach((message, i) => {
-      const seen = contents(message)
       let entry = known.get(message)
-      if (!entry || !isSame(entry.seen, seen)) {
-        entry = { seen, wire: expand(message) }
-        if (i < messages.length - 1) known.set(message, entry)
-      }
-      for (const next of entry.wire) {
-        const before = out[out.length - 1]
-        const hit = joined.get(next)
-        const both = before && (hit?.before === before ? hit.both : merge(before, next))
-        if (!before || !both) out.push(next)
-        else {
-          joined.set(next, { before, both })
-          out[out.length - 1] = both
+      if (!entry || !isSame(entry.seen, message)) {
+        entry = { seen: contents(message), turns: expand(message) }
+        if (i < messages.length - 1) {
+          known.set(message, entry)
+          for (const turn of entry.turns) texts.set(turn, '')
         }
+      }
+      for (const turn of entry.turns) {
+        const before = out[out.length - 1]
+        const both = before?.role === turn.role && before && join(before, turn)
+        if (both) out[out.length - 1] = both
+        else out.push(turn)
       }
     })
     return out
@@ -1071,40 +1082,44 @@ export function rememberingHistory<W extends object>(
 }
 
 /** A `merge` for wires on which user and assistant must take turns. */
-export function alternating<W extends { role: string; content: unknown[] }>(
-  before: W,
-  after: W,
-): W | undefined {
-  if (before.role !== after.role) return undefined
+export function alternating<W extends { content: unknown[] }>(before: W, after: W): W {
   return { ...before, content: [...before.content, ...after.content] }
 }
 
 /** Remembers what `make` made of an object for as long as it lives and its properties are the same values. */
-export function remembering<K extends object, V>(make: (from: K) => V): (from: K) => V {
+export function remembering<K extends object, V extends object>(
+  make: (from: K) => V,
+): (from: K) => V {
   const known = new WeakMap<K, { seen: unknown[]; made: V }>()
   return (from) => {
+    const hit = known.get(from)
     const seen = Object.values(from)
-    let entry = known.get(from)
-    if (!entry || !isSame(entry.seen, seen)) {
-      entry = { seen, made: make(from) }
-      known.set(from, entry)
-    }
-    return entry.made
+    if (hit && seen.length === hit.seen.length && seen.every((value, i) => value === hit.seen[i]))
+      return hit.made
+    const made = make(from)
+    known.set(from, { seen, made })
+    texts.set(made, '')
+    return made
   }
 }
 
 /** Everything of a message that `===` can compare: a message changed in place is rendered anew. */
 function contents(message: Message): unknown[] {
-  const all: unknown[] = []
-  for (const part of message.parts) all.push(...Object.values(part))
-  if (message.role === 'assistant') {
-    for (const result of message.results) all.push(...Object.values(result))
-  }
-  return all
+  return [...message.parts, ...resultsOf(message)].flatMap((piece) => Object.values(piece))
 }
 
-function isSame(a: unknown[], b: unknown[]): boolean {
-  return a.length === b.length && a.every((value, i) => value === b[i])
+function isSame(seen: unknown[], message: Message): boolean {
+  let i = 0
+  for (const pieces of [message.parts, resultsOf(message)]) {
+    for (const piece of pieces as Record<string, unknown>[]) {
+      for (const key in piece) if (piece[key] !== seen[i++]) return false
+    }
+  }
+  return i === seen.length
+}
+
+function resultsOf(message: Message): ToolResult[] {
+  return message.role === 'assistant' ? message.results : []
 }
 
 // ---- Replies and tool calls --------------------------------------------------------------------------------------

@@ -657,7 +657,7 @@ export function conformance(wire: WireUnderTest): void {
     for (const [answer, code] of ends) {
       const before = vendor.asked.length
       vendor.answer(answer)
-      const provider = make(vendor, { clock: instant(), timeouts: { idleMs: 60 } })
+      const provider = make(vendor, { clock: instant(), timeouts: { idleMs: 150 } })
       const { error, text } = await outcomeOf(provider)
       assert.equal(vendor.asked.length - before, 1, inspect(answer))
       assert.ok(error instanceof ProviderError)
@@ -822,7 +822,7 @@ export function conformance(wire: WireUnderTest): void {
     for (const [option, answer, calls] of table) {
       const before = vendor.asked.length
       vendor.answer(answer)
-      const provider = make(vendor, { clock: instant(), timeouts: { [option]: 80 } })
+      const provider = make(vendor, { clock: instant(), timeouts: { [option]: 150 } })
       const { error } = await outcomeOf(provider)
       assert.equal(error?.code, 'provider_timeout', inspect(error))
       assert.match(error?.message ?? '', new RegExp(`timeouts\\.${option}`))
@@ -878,10 +878,10 @@ export function conformance(wire: WireUnderTest): void {
     vendor.answer(streamed({ ...hello, parts: [{ text: pieces }] }))
     const seen: string[] = []
     let inside = 0
-    const reply = await make(vendor, { timeouts: { idleMs: 50 } }).complete(request(), {
+    const reply = await make(vendor, { timeouts: { idleMs: 150 } }).complete(request(), {
       async onDelta({ text }) {
         assert.equal(++inside, 1)
-        await new Promise((resolve) => setTimeout(resolve, seen.length === 3 ? 120 : 1))
+        await new Promise((resolve) => setTimeout(resolve, seen.length === 3 ? 250 : 1))
         seen.push(text)
         inside--
       },
