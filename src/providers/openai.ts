@@ -4,7 +4,7 @@
 
 import { createHash } from 'node:crypto'
 import { fold, type Kept, whole } from './chat-reply.ts'
-import type { Message, Part, ToolSpec } from './provider.ts'
+import type { Message, Part, ToolResult, ToolSpec } from './provider.ts'
 import * as wire from './wire.ts'
 
 /** Where servers differ. The defaults are right for OpenAI and for most others. */
@@ -45,7 +45,8 @@ export function openai(options: OpenAIOptions): wire.HttpProvider {
   const { model, name = 'openai', apiKey = process.env.OPENAI_API_KEY?.trim() } = options
   const base = options.baseUrl || process.env.OPENAI_BASE_URL || 'https://api.openai.com/v1'
   const [path = '', query] = base.split(/(\?.*)/s)
-  const url = `${path.replace(/\/+$/, '').replace(/\/chat\/completions$/, '')}/chat/completions${query ?? ''}`
+  const root = path.replace(/\/+$/, '').replace(/\/chat\/completions$/, '')
+  const url = `${root}/chat/completions${query ?? ''}`
   const host = URL.canParse(url) ? new URL(url).hostname : ''
   const isOfficial = /(^|\.)api\.openai\.com$/.test(host)
   if (!apiKey && isOfficial) throw wire.configError(name, 'pass apiKey or set OPENAI_API_KEY')
@@ -136,7 +137,7 @@ type UserContent =
   | { type: 'input_audio'; input_audio: { data: string; format: 'wav' | 'mp3' } }
   | { type: 'file'; file: { filename: string; file_data: string } }
 type ChatCall = { id: string; type: 'function'; function: { name: string; arguments: string } }
-export type ChatMessage =
+type ChatMessage =
   | { role: 'system' | 'developer'; content: string }
   | { role: 'user'; content: string | UserContent[] }
   | { role: 'assistant'; content: string | null | Text[]; tool_calls?: ChatCall[] }
@@ -185,7 +186,7 @@ function toMessages(message: Message, chat: Chat): ChatMessage[] {
     if (part.type === 'text') text += part.text
     if (part.type === 'file') throw wire.unsupportedFile(chat.name, 'text in an answer', part)
     if (part.type === 'opaque' && part.provider === chat.vendor) {
-      const { message: fields, call = {} } = part.data as Kept
+      const { message: fields, call = {} } = Object(part.data) as Kept
       if (chat.sendReasoning !== false) kept = { ...kept, ...fields }
       beside = call
     }
@@ -202,12 +203,14 @@ function toMessages(message: Message, chat: Chat): ChatMessage[] {
     : text || (calls.length ? null : '')
   return [
     { ...fields, role: 'assistant', content, ...(calls.length && { tool_calls: calls }) },
-    ...message.results.map(({ callId, outcome, content }) => {
-      // This wire has no flag for a failure: the text says it.
-      const mark = { ok: '', error: 'Error: ' }[outcome as string] ?? `Error (${outcome}): `
-      return { role: 'tool' as const, tool_call_id: toId(callId), content: mark + content }
-    }),
+    ...message.results.map((result) => toResult(result, toId(result.callId))),
   ]
+}
+
+/** This wire has no flag for a failure: the text says it. */
+function toResult({ outcome, content }: ToolResult, id: string): ChatMessage {
+  const mark = outcome === 'error' ? 'Error: ' : `Error (${outcome}): `
+  return { role: 'tool', tool_call_id: id, content: outcome === 'ok' ? content : mark + content }
 }
 
 function toUserContent(part: Part, provider: string): UserContent[] {

@@ -4,8 +4,8 @@ import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
 import { LLMock } from '@copilotkit/aimock'
 import { AzureOpenAI } from 'openai'
-import type { ChatCompletionCreateParams } from 'openai/resources/chat/completions'
 import { azure } from '../../src/providers/azure.ts'
+import type { ChatBody } from '../../src/providers/openai.ts'
 import type { ModelReply } from '../../src/providers/provider.ts'
 import {
   approvalConversation,
@@ -259,7 +259,7 @@ describe('azure: a second opinion', () => {
     ]
     vendor.answer(whole(message({ content: null, tool_calls }, 'tool_calls')))
     const provider = make()
-    const body = provider.render({ ...ask, maxTokens: 5 }) as ChatCompletionCreateParams
+    const body = provider.render({ ...ask, maxTokens: 5 }) as ChatBody
     const theirs = await sdk.chat.completions.create({ ...body, stream: false })
     const reply = await provider.complete({ ...ask, maxTokens: 5 })
     const [sent, ours] = vendor.asked.slice(-2)
