@@ -726,7 +726,7 @@ async function hear(self: Run, input: RunInput): Promise<void> {
     await hearStray(self, decision, known)
   }
   for (const said of paused ? [] : (input.proposed ?? [])) {
-    const call = desk.decisions.has(said.id.split('.', 1)[0] ?? '')
+    const call = desk.decisions.has(nonceOf(said.id))
       ? undefined
       : await gateAt(self, said.path)?.restore(said, said.id)
     if (!call || desk.signal.aborted) continue
@@ -1310,6 +1310,9 @@ function renamed(part: Extract<Part, { type: 'tool_call' }>): Part {
   }
 }
 
+function nonceOf(id: string): string {
+  return id.split('.', 1)[0] ?? ''
+}
 function digest(call: { name: string; input: unknown }): string {
   return sha256(canonical([call.name, call.input]))
 }

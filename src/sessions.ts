@@ -20,13 +20,7 @@ export function keeper(
 }
 
 function sealed(authority: Authority): Keeper {
-  const bound = ({ agent, principal = null, threadId = null }: At) => [
-    'session',
-    1,
-    agent,
-    principal,
-    threadId,
-  ]
+  const bound = (at: At) => ['session', 1, at.agent, at.principal ?? null, at.threadId ?? null]
   return {
     async open(incoming, at) {
       const { $sealed, $run: _, ...plain } = incoming
@@ -51,9 +45,9 @@ function stored({ store }: Authority, sessionKey: ChatOptions['sessionKey']): Ke
       throw new WireError('invalid_request', 'The request is not valid.', [
         { path: '/thread_id', message: 'is needed: it names the session' },
       ])
-    const { agent, principal = null, threadId, context } = at
-    const own = [agent, principal, context.tenant_id ?? null, threadId]
-    return `session:${sessionKey ? sessionKey(principal ?? undefined, context) : sha256(canonical(own))}`
+    const { agent, principal, threadId, context } = at
+    const own = [agent, principal ?? null, context.tenant_id ?? null, threadId]
+    return `session:${sessionKey ? sessionKey(principal, context) : sha256(canonical(own))}`
   }
   return {
     async open(_, at) {
