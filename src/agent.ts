@@ -519,7 +519,9 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
   const secrets = await agent.secrets?.({ platform, session })
   const mask = masker([...secretsOf(platform), ...(secrets ?? [])])
   const messages = normalized(input.messages)
-  const decisions = new Map((input.decisions ?? []).map((d) => [d.id.split('.', 1)[0] ?? '', d]))
+  const keyOf = (d: Decision, i: number) =>
+    d.id.startsWith('tc_') ? nonceOf(d.id) : `${i} ${d.id}`
+  const decisions = new Map((input.decisions ?? []).map((d, i) => [keyOf(d, i), d]))
   const words = latestWords(input.messages)
   const desk: Desk = {
     decisions,
