@@ -286,7 +286,12 @@ function withoutDefaulted(schema: unknown): unknown {
 
 type Validator = {
   Check(value: unknown): boolean
-  Errors(value: unknown): [boolean, { instancePath: string; message: string }[]]
+  Errors(value: unknown): [boolean, SchemaError[]]
+}
+type SchemaError = {
+  instancePath: string
+  message: string
+  params: { allowedValues?: unknown[]; allowedValue?: unknown }
 }
 
 /** TypeBox's compiler takes 30 ms to load: it is loaded when the first input is checked. */
@@ -299,7 +304,17 @@ let load: NodeJS.Require | undefined
 function problems(validator: Validator, value: unknown): string | undefined {
   if (validator.Check(value)) return undefined
   const errors = validator.Errors(value)[1].slice(0, 5)
-  return errors.map((e) => `${e.instancePath || 'input'} ${e.message}`).join('; ') || 'invalid'
+  return (
+    errors.map((e) => `${e.instancePath || 'input'} ${e.message}${allowed(e)}`).join('; ') ||
+    'invalid'
+  )
+}
+
+/** The schema's own values, so that a model need not guess again. */
+function allowed({ params }: SchemaError): string {
+  if (params.allowedValues)
+    return `: ${params.allowedValues.map((v) => JSON.stringify(v)).join(', ')}`
+  return 'allowedValue' in params ? `: ${JSON.stringify(params.allowedValue)}` : ''
 }
 
 function pointer(path: readonly unknown[] = []): string {
