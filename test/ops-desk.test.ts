@@ -295,6 +295,7 @@ describe('the configuration', () => {
       host: '127.0.0.1',
       port: 8000,
       logLevel: 'info',
+      provider: 'offline',
       store: { kind: 'memory' },
       keys: [],
       effects: undefined,
@@ -312,6 +313,10 @@ describe('the configuration', () => {
   const wrong: [env: Record<string, string>, message: RegExp][] = [
     [{ PORT: '80a' }, /^PORT must be a whole number from 0 to 65535, got "80a"$/],
     [{ PORT: '65536' }, /0 to 65535/],
+    [
+      { DCAF_PROVIDER: 'gpt' },
+      /^DCAF_PROVIDER must be one of offline, bedrock, anthropic, .* got "gpt"$/,
+    ],
     [{ LOG_LEVEL: 'loud' }, /^LOG_LEVEL must be one of error, warn, info, debug, got "loud"$/],
     [
       { DCAF_STORE: 'mysql://root:secret@h' },
@@ -343,10 +348,10 @@ describe('the configuration', () => {
   it('logs one JSON line a fact, and nothing below the level', () => {
     const lines: string[] = []
     const log = jsonLog('warn', (line) => lines.push(line))
-    log('info', 'dropped')
-    log('error', 'kept\nwhole', { port: 1 })
+    log({ level: 'info', event: 'dropped' })
+    log({ level: 'error', event: 'kept\nwhole', port: 1 })
     const { time, ...fact } = JSON.parse(lines.join(''))
-    assert.deepEqual(fact, { level: 'error', message: 'kept\nwhole', port: 1 })
+    assert.deepEqual(fact, { level: 'error', event: 'kept\nwhole', port: 1 })
     assert.equal(new Date(time).toISOString(), time)
   })
 })

@@ -11,6 +11,16 @@ export class ConfigError extends Error {
 export const logLevels = ['error', 'warn', 'info', 'debug'] as const
 export type LogLevel = (typeof logLevels)[number]
 
+export const providers = [
+  'offline',
+  'bedrock',
+  'anthropic',
+  'openai',
+  'azure',
+  'google',
+  'ollama',
+] as const
+
 export type StoreChoice =
   | { kind: 'memory' }
   | { kind: 'sqlite'; file: string }
@@ -21,6 +31,7 @@ export interface Config {
   /** 0: any free one. */
   port: number
   logLevel: LogLevel
+  provider: (typeof providers)[number]
   store: StoreChoice
   /** Base64; the first signs, all verify. Empty: a random key for as long as the process lives. */
   keys: string[]
@@ -41,6 +52,7 @@ export function readConfig(env: Env): Config {
     host: env.HOST || '127.0.0.1',
     port: portFrom(env.PORT || '8000'),
     logLevel: oneOf('LOG_LEVEL', env.LOG_LEVEL || 'info', logLevels),
+    provider: oneOf('DCAF_PROVIDER', env.DCAF_PROVIDER || 'offline', providers),
     store,
     keys,
     effects: effectsFrom(env.DCAF_EFFECTS),

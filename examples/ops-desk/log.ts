@@ -2,12 +2,13 @@
 
 import { type LogLevel, logLevels } from './config.ts'
 
-export type Log = (level: LogLevel, message: string, fields?: Record<string, unknown>) => void
+/** The library's log entries, and our own. */
+export type Log = (entry: { level: LogLevel; event: string; [key: string]: unknown }) => void
 
 /** Levels below `least` are dropped. Line breaks in values are escaped by JSON, so that a line is a fact. */
 export function jsonLog(least: LogLevel, write: (line: string) => void): Log {
-  return (level, message, fields = {}) => {
-    if (logLevels.indexOf(level) > logLevels.indexOf(least)) return
-    write(`${JSON.stringify({ time: new Date().toISOString(), level, message, ...fields })}\n`)
+  return (entry) => {
+    if (logLevels.indexOf(entry.level) > logLevels.indexOf(least)) return
+    write(`${JSON.stringify({ time: new Date().toISOString(), ...entry })}\n`)
   }
 }

@@ -107,13 +107,13 @@ function answer(request: ModelRequest): { text: string; calls: Call[] } {
   return { text: first && !text.includes(label) ? `${label}\n\n${text}` : text, calls }
 }
 
-/** The newest user message: the person's own words, and what the service reports in it as fenced JSON. */
+/** The newest user message: the person's own words, and what the library reports in it as fenced JSON. */
 function newest(messages: Message[]): { said: string; reported: Done[] } {
   const reported: Done[] = []
   const said = textOf(messages.findLast((message) => message.role === 'user')).replace(
-    /^(`{3,}|~{3,})[^\n]*\n([\s\S]*?)^\1[^\n]*$/gm,
-    (_, _fence, block: string) => {
-      reported.push(...fromBlock(block))
+    /^(?:(.*)\(data, not instructions\):\n)?(`{3,}|~{3,})[^\n]*\n([\s\S]*?)^\2[^\n]*$/gm,
+    (_, title = '', _fence, block: string) => {
+      if (/^Outcome of the calls/.test(title)) reported.push(...fromBlock(block))
       return ''
     },
   )
@@ -123,7 +123,7 @@ function newest(messages: Message[]): { said: string; reported: Done[] } {
 function fromBlock(block: string): Done[] {
   try {
     return [JSON.parse(block)].flat().map((item) => ({
-      name: String(item.name),
+      name: String(item.tool),
       input: item.input ?? {},
       outcome: String(item.outcome ?? 'ok'),
       content: String(item.output),

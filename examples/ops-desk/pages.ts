@@ -5,7 +5,7 @@ import { createHash } from 'node:crypto'
 import { readdirSync, readFileSync } from 'node:fs'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { extname } from 'node:path'
-import type { Tool } from '../../src/index.ts'
+import type { Agent } from '../../src/index.ts'
 
 const types: Record<string, string> = {
   '.html': 'text/html; charset=utf-8',
@@ -25,8 +25,8 @@ const headers = {
   'x-content-type-options': 'nosniff',
 }
 
-/** `about` is what the page says of the model behind it: `{ name, description, provider, model }`. */
-export function pages(about: Record<string, string>, tools: Tool[]) {
+/** GET /tools gives `{ agent: { name, description, provider, model }, tools: [{ name, description, input, ... }] }`. */
+export function pages({ name, description, provider, tools = [] }: Agent) {
   const folder = new URL('public/', import.meta.url)
   const answers = new Map<string, { type: string; body: Buffer; etag: string }>()
   const serve = (path: string, type: string, body: Buffer) => {
@@ -42,8 +42,9 @@ export function pages(about: Record<string, string>, tools: Tool[]) {
   const shown = tools.map(({ name, description, input, editable, requiresApproval }) => {
     return { name, description, input, editable, requires_approval: requiresApproval !== false }
   })
-  const tellAll = JSON.stringify({ agent: about, tools: shown })
-  serve('/tools', 'application/json; charset=utf-8', Buffer.from(tellAll))
+  const agent = { name, description, provider: provider.name, model: provider.model }
+  const told = JSON.stringify({ agent, tools: shown })
+  serve('/tools', 'application/json; charset=utf-8', Buffer.from(told))
 
   /** False, and nothing touched, for a path that is not one of its own. */
   return (req: IncomingMessage, res: ServerResponse): boolean => {

@@ -40,7 +40,7 @@ async function redis(url: string, log: Log): Promise<OpenStore> {
   // It goes on trying by itself; we only give it a moment.
   const connecting = client.connect().then(
     () => {},
-    (error) => log('warn', `Redis: ${error.message}`),
+    (error) => log({ level: 'warn', event: 'store', message: `Redis: ${error.message}` }),
   )
   await Promise.race([connecting, new Promise((resolve) => setTimeout(resolve, connectMs).unref())])
   return {
@@ -61,7 +61,7 @@ async function postgres(url: string, log: Log): Promise<OpenStore> {
     try {
       await store.createTable()
     } catch (error) {
-      log('warn', (error as Error).message)
+      log({ level: 'warn', event: 'store', message: (error as Error).message })
       setTimeout(() => closed || prepare(), 2_000).unref()
     }
   }
@@ -92,7 +92,8 @@ function tellOnce(
 ): void {
   let told = false
   client.on('error', (error) => {
-    if (!told) log('warn', `${what}: ${error?.message || error?.name}`)
+    const message = `${what}: ${error?.message || error?.name}`
+    if (!told) log({ level: 'warn', event: 'store', message })
     told = true
   })
   for (const event of ['ready', 'connect']) client.on(event, () => (told = false))

@@ -1,0 +1,389 @@
+// The page: it holds one Thread, shows it, keeps it in this browser, and turns clicks into messages and decisions.
+
+import { cardsView } from './cards.js'
+import { Thread } from './client.js'
+import { h, valueView } from './dom.js'
+import { answerView, userView } from './messages.js'
+
+const key = 'ops-desk.thread'
+const byId = (id) => document.getElementById(id)
+const [threadBox, trouble, composer, say, hint] = [
+  'thread',
+  'trouble',
+  'composer',
+  'say',
+  'hint',
+].map(byId)
+
+let thread = new Thread(stored(key))
+let tools = new Map()
+let about = { name: 'The agent' }
+let running = null // the AbortController of the turn under way
+let cards = null
+let clearSession = false
+
+const suggestions = [
+  'list processes',
+  'show the log of web-1',
+  'restart web-1 and web-2',
+  'disk usage',
+]
+
+// ---- turns
+
+/** Shows what `start` sets going: a `send`, `decide` or `retry` of the thread. */
+async function turn(start) {
+  if (running) return
+  running = new AbortController()
+  const view = answerView(about.name)
+  trouble.replaceChildren()
+  const answer = start({
+    signal: running.signal,
+    onEvent(event, message) {
+      if (event.type === 'intermittent_update') view.say(event.text)
+      else view.update(message)
+      follow()
+    },
+  })
+  show(view)
+  keep()
+  let failure
+  try {
+    view.end(await answer)
+    announce(spoken())
+  } catch (error) {
+    failure = error
+    view.end(thread.partial)
+    if (!thread.partial) view.element.remove()
+  }
+  running = null
+  keep()
+  show(view, failure)
+}
+
+function send(text) {
+  const session = clearSession ? {} : undefined
+  clearSession = false
+  turn((options) => thread.send(text, { session, ...options }))
+}
+
+// ---- showing
+
+/** Draws what has changed: messages are only ever added at the end, or taken back. */
+function show(view, failure) {
+  const last = view?.element
+  last?.remove()
+  const views = drawn.filter(({ message }) => thread.messages.includes(message))
+  for (const gone of drawn) if (!views.includes(gone)) gone.element.remove()
+  drawn = views
+  for (const message of thread.messages) {
+    if (drawn.some((one) => one.message === message)) continue
+    const isAnswer = message.role === 'assistant'
+    const element = isAnswer ? (last && !running ? last : finished(message)) : userView(message)
+    drawn.push({ message, element })
+    threadBox.append(element)
+  }
+  if (last && (running || thread.partial)) threadBox.append(last)
+  else if (!running && thread.partial) threadBox.append(finished(thread.partial))
+  showCards()
+  showTrouble(failure)
+  if (drawn.length === 0) threadBox.replaceChildren(welcome())
+  else threadBox.querySelector('.welcome')?.remove()
+  showDock()
+  follow()
+}
+let drawn = []
+
+function finished(message) {
+  const view = answerView(about.name)
+  view.end(message)
+  return view.element
+}
+
+function showCards() {
+  threadBox.querySelector('.cards')?.remove()
+  const waiting = running || thread.unanswered ? [] : thread.pending
+  cards = null
+  if (waiting.length > 0) {
+    cards = cardsView(waiting, {
+      tools,
+      now: () => Date.now() + thread.clockSkewMs,
+      onDecide: (decisions) => turn((options) => thread.decide(decisions, options)),
+    })
+    threadBox.append(cards.element)
+  }
+  document.title = waiting.length > 0 ? `(${waiting.length}) Ops desk` : 'Ops desk'
+}
+
+function showTrouble(error) {
+  if (running || !thread.unanswered) return trouble.replaceChildren()
+  const decided = thread.messages.at(-1).data.approvals?.length > 0
+  const safe = decided
+    ? 'Your decision may have arrived. Sending it again is safe: each call runs at most once, and you are told what happened.'
+    : 'Sending it again is safe: no approved call runs twice.'
+  const facts = [error?.code, error?.requestId].filter(Boolean).join(' · ')
+  trouble.replaceChildren(
+    h(
+      'div',
+      { class: 'trouble' },
+      h('p', {}, sentence(error)),
+      h('p', {}, safe),
+      h(
+        'div',
+        { class: 'actions' },
+        h(
+          'button',
+          {
+            type: 'button',
+            class: 'primary',
+            onclick: () => turn((options) => thread.retry(options)),
+          },
+          'Try again',
+        ),
+        h(
+          'button',
+          { type: 'button', onclick: takeBack },
+          decided ? 'Decide again' : 'Take it back',
+        ),
+        facts ? h('span', { class: 'note' }, facts) : null,
+      ),
+    ),
+  )
+}
+
+function sentence(error) {
+  if (!error) return 'This message has no answer yet: the page was left before it came.'
+  if (error.code === 'aborted') return 'Stopped. An approved call that had begun runs to its end.'
+  if (error.code === 'connection_lost' && !navigator.onLine)
+    return 'You are offline. The answer did not come.'
+  const wait =
+    error.retryAfterMs > 0 ? ` Try again in ${Math.ceil(error.retryAfterMs / 1000)} s.` : ''
+  return error.message + wait
+}
+
+function takeBack() {
+  const { content } = thread.takeBack()
+  if (content && say.value === '') say.value = content
+  threadBox.querySelector('[aria-busy], .turn.agent:last-of-type')?.isConnected
+  redraw()
+  say.focus()
+}
+
+function showDock() {
+  byId('send').hidden = running !== null
+  byId('stop').hidden = running === null
+  const count = running || thread.unanswered ? 0 : thread.pending.length
+  hint.hidden = count === 0
+  hint.replaceChildren(
+    `${count === 1 ? 'One call waits' : `${count} calls wait`} for your decision. A message now rejects ${count === 1 ? 'it' : 'them'}. `,
+    h('button', { type: 'button', class: 'link', onclick: toCards }, 'Go to the decision'),
+  )
+  grow()
+}
+
+function toCards() {
+  cards?.element.scrollIntoView({ block: 'start' })
+  cards?.element.focus({ preventScroll: true })
+}
+
+function welcome() {
+  return h(
+    'div',
+    { class: 'welcome' },
+    h('h2', {}, 'What should happen?'),
+    h(
+      'p',
+      {},
+      'The agent looks at the workers of this machine. Before it restarts or stops one, you decide.',
+    ),
+    h(
+      'div',
+      { class: 'chips' },
+      suggestions.map((text) => h('button', { type: 'button', onclick: () => send(text) }, text)),
+    ),
+    stored(`${key}.before`)
+      ? h(
+          'p',
+          {},
+          h(
+            'button',
+            { type: 'button', class: 'link', onclick: bringBack },
+            'Bring back the conversation before',
+          ),
+        )
+      : null,
+  )
+}
+
+function redraw() {
+  drawn = []
+  threadBox.replaceChildren()
+  keep()
+  show()
+}
+
+/** Stays at the end, unless the reader has scrolled up. */
+function follow() {
+  if (isAtEnd) requestAnimationFrame(() => scrollTo(0, document.documentElement.scrollHeight))
+}
+let isAtEnd = true
+addEventListener('scroll', () => {
+  isAtEnd = innerHeight + scrollY >= document.documentElement.scrollHeight - 80
+})
+
+/** For screen readers, once a turn and not for every word. */
+function announce(text) {
+  byId('status').textContent = text
+}
+function spoken() {
+  const { content } = thread.messages.at(-1)
+  const count = thread.pending.length
+  const waits =
+    count === 0
+      ? ''
+      : count === 1
+        ? ' One call waits for your approval.'
+        : ` ${count} calls wait for your approval.`
+  return `${about.name} answered: ${content.slice(0, 400)}${waits}`
+}
+
+// ---- the session inspector
+
+function inspect() {
+  const { session, wholeSession, messages } = thread
+  const paused = typeof wholeSession.$run === 'string' ? wholeSession.$run.length : 0
+  const used = messages.map(({ meta_data: facts }) => facts?.usage ?? {})
+  const sum = (name) =>
+    used.reduce((total, usage) => total + (usage[name] ?? 0), 0).toLocaleString('en')
+  const isEmpty = Object.keys(session).length === 0
+  byId('inspected').replaceChildren(
+    h(
+      'p',
+      { class: 'muted' },
+      'What the tools remember in this conversation. It travels with each message, there and back.',
+    ),
+    isEmpty || clearSession
+      ? h('p', {}, clearSession ? 'Will be empty with your next message.' : 'Nothing yet.')
+      : valueView(session),
+    h('h3', {}, 'Conversation'),
+    valueView({
+      thread: thread.id,
+      messages: messages.length,
+      'tokens in': sum('input_tokens'),
+      'tokens out': sum('output_tokens'),
+      'paused run':
+        paused > 0 ? `travels along, sealed (${(paused / 1024).toFixed(1)} KiB)` : 'none',
+      'kept in this browser': isKept ? 'yes' : 'no: it is too large',
+    }),
+    h(
+      'div',
+      { class: 'actions' },
+      h(
+        'button',
+        { type: 'button', onclick: forget, disabled: isEmpty || clearSession },
+        'Clear the session',
+      ),
+      h('button', { type: 'button', onclick: copy }, 'Copy the conversation as JSON'),
+    ),
+  )
+  if (!byId('inspector').open) byId('inspector').showModal()
+}
+
+function forget() {
+  clearSession = true
+  inspect()
+}
+async function copy({ target }) {
+  await navigator.clipboard.writeText(JSON.stringify(thread, null, 2)).then(
+    () => (target.textContent = 'Copied'),
+    () => (target.textContent = 'The browser did not allow it'),
+  )
+}
+
+// ---- kept in this browser
+
+let isKept = true
+function keep() {
+  try {
+    localStorage.setItem(key, JSON.stringify(thread))
+    isKept = true
+  } catch {
+    isKept = false // full, or forbidden: the page works, and forgets
+  }
+}
+function stored(name) {
+  try {
+    return JSON.parse(localStorage.getItem(name)) ?? undefined
+  } catch {
+    return undefined
+  }
+}
+/** Another tab went on with this conversation. */
+addEventListener('storage', (event) => {
+  if (event.key !== key || running) return
+  thread = new Thread(stored(key))
+  drawn = []
+  threadBox.replaceChildren()
+  show()
+})
+
+function fresh() {
+  running?.abort()
+  try {
+    if (thread.messages.length > 0) localStorage.setItem(`${key}.before`, JSON.stringify(thread))
+  } catch {}
+  thread = new Thread()
+  clearSession = false
+  redraw()
+  say.focus()
+}
+function bringBack() {
+  thread = new Thread(stored(`${key}.before`))
+  localStorage.removeItem(`${key}.before`)
+  redraw()
+}
+
+// ---- the composer
+
+function grow() {
+  say.style.height = 'auto'
+  say.style.height = `${Math.min(say.scrollHeight, 200)}px`
+}
+say.addEventListener('input', grow)
+say.addEventListener('keydown', (event) => {
+  // An Enter that ends the input of a composed character (Japanese, say) is no Enter.
+  if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return
+  event.preventDefault()
+  composer.requestSubmit()
+})
+composer.addEventListener('submit', (event) => {
+  event.preventDefault()
+  const text = say.value.trim()
+  if (running || text === '') return
+  say.value = ''
+  isAtEnd = true
+  send(text)
+})
+byId('stop').addEventListener('click', () => running?.abort())
+byId('fresh').addEventListener('click', fresh)
+byId('inspect').addEventListener('click', inspect)
+byId('close-inspector').addEventListener('click', () => byId('inspector').close())
+setInterval(() => cards?.tick(), 1000)
+
+// ---- start
+
+/** What the page can do without: names, and the schemas for editing. */
+async function meet() {
+  try {
+    const answer = await (await fetch('tools')).json()
+    about = answer.agent
+    tools = new Map(answer.tools.map((tool) => [tool.name, tool]))
+    byId('about').textContent = `${about.provider} · ${about.model}`
+  } catch {
+    byId('about').textContent = 'The server does not answer'
+  }
+}
+
+await meet()
+show()
+say.focus()
