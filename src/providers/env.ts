@@ -9,32 +9,42 @@ type Env = Record<string, string | undefined>
 const makers: Record<string, (model: string, env: Env) => Promise<Provider>> = {
   async bedrock(model, env) {
     const { bedrock } = await import('./bedrock.ts')
-    const region = env.AWS_REGION || env.AWS_DEFAULT_REGION
-    return bedrock({ model, ...set({ region, profile: env.AWS_PROFILE }) })
+    const region = value(env.AWS_REGION) ?? value(env.AWS_DEFAULT_REGION)
+    return bedrock({ model, region, profile: value(env.AWS_PROFILE) })
   },
   async anthropic(model, env) {
     const { anthropic } = await import('./anthropic.ts')
-    const given = { apiKey: env.ANTHROPIC_API_KEY, baseUrl: env.ANTHROPIC_BASE_URL }
-    return anthropic({ model, ...set(given) })
+    const baseUrl = value(env.ANTHROPIC_BASE_URL)
+    return anthropic({ model, apiKey: value(env.ANTHROPIC_API_KEY), baseUrl })
   },
   async openai(model, env) {
     const { openai } = await import('./openai.ts')
-    return openai({ model, ...set({ apiKey: env.OPENAI_API_KEY, baseUrl: env.OPENAI_BASE_URL }) })
+    const baseUrl = value(env.OPENAI_BASE_URL)
+    return openai({ model, apiKey: value(env.OPENAI_API_KEY), baseUrl })
   },
   async azure(model, env) {
     const { azure } = await import('./azure.ts')
-    const given = { apiKey: env.AZURE_OPENAI_API_KEY, endpoint: env.AZURE_OPENAI_ENDPOINT }
-    return azure({ model, ...set({ ...given, apiVersion: env.OPENAI_API_VERSION }) })
+    return azure({
+      deployment: model,
+      endpoint: value(env.AZURE_OPENAI_ENDPOINT),
+      apiKey: value(env.AZURE_OPENAI_API_KEY),
+      apiVersion: value(env.OPENAI_API_VERSION),
+    })
   },
   async google(model, env) {
     const { google } = await import('./google.ts')
-    const apiKey = env.GOOGLE_API_KEY || env.GEMINI_API_KEY
-    return google({ model, ...set({ apiKey, baseUrl: env.GOOGLE_GEMINI_BASE_URL }) })
+    const apiKey = value(env.GOOGLE_API_KEY) ?? value(env.GEMINI_API_KEY)
+    return google({ model, apiKey, baseUrl: value(env.GOOGLE_GEMINI_BASE_URL) })
   },
   async ollama(model, env) {
     const { ollama } = await import('./ollama.ts')
-    return ollama({ model, ...set({ baseUrl: env.OLLAMA_HOST }) })
+    return ollama({ model, host: value(env.OLLAMA_HOST) })
   },
+}
+
+/** `undefined`, so that a provider's own default holds, also for a variable that is set to nothing. */
+function value(text: string | undefined): string | undefined {
+  return text?.trim() || undefined
 }
 
 /**
@@ -43,30 +53,29 @@ const makers: Record<string, (model: string, env: Env) => Promise<Provider>> = {
  * for requests that say nothing else. Rejects with `provider_config` and the variable's name for what is missing or wrong.
  */
 export async function providerFromEnv(env: Env = process.env): Promise<Provider> {
-  const name = env.DCAF_PROVIDER?.trim().toLowerCase() || 'bedrock'
+  const name = value(env.DCAF_PROVIDER)?.toLowerCase() ?? 'bedrock'
   const make = Object.hasOwn(makers, name) ? makers[name] : undefined
   if (!make) throw wrong('DCAF_PROVIDER', `one of ${Object.keys(makers).join(', ')}`, name)
-  const model = env.DCAF_MODEL?.trim() || (name === 'bedrock' && env.BEDROCK_MODEL_ID?.trim())
+  const model = value(env.DCAF_MODEL) ?? value(name === 'bedrock' ? env.BEDROCK_MODEL_ID : '')
   if (!model) {
     const names = name === 'bedrock' ? 'DCAF_MODEL or BEDROCK_MODEL_ID' : 'DCAF_MODEL'
     throw new DcafError('provider_config', `Set ${names} to the model that ${name} is to run`)
   }
-  const temperature = number(env, 'DCAF_TEMPERATURE', (value) => value >= 0, 'a number from 0')
+  const temperature = number(env, 'DCAF_TEMPERATURE', (n) => n >= 0, 'a number from 0')
   const maxTokens = number(env, 'DCAF_MAX_TOKENS', isCount, 'a whole number from 1')
   return withDefaults(await make(model, env), { temperature, maxTokens })
 }
 
-function isCount(value: number): boolean {
-  return Number.isSafeInteger(value) && value > 0
+function isCount(n: number): boolean {
+  return Number.isSafeInteger(n) && n > 0
 }
 
-/** `Number` takes '' for 0 and '1e3' for 1000: the first is unset here, the second as good as any. */
-function number(env: Env, name: string, isRight: (value: number) => boolean, right: string) {
-  const text = env[name]?.trim()
-  if (!text) return undefined
-  const value = Number(text)
-  if (!Number.isFinite(value) || !isRight(value)) throw wrong(name, right, text)
-  return value
+function number(env: Env, name: string, isRight: (n: number) => boolean, right: string) {
+  const text = value(env[name])
+  if (text === undefined) return undefined // `Number` would take '' for 0
+  const n = Number(text)
+  if (!Number.isFinite(n) || !isRight(n)) throw wrong(name, right, text)
+  return n
 }
 
 function wrong(name: string, right: string, got: string): DcafError {
@@ -82,10 +91,8 @@ function withDefaults(
   if (temperature === undefined && maxTokens === undefined) return provider
   const filled = (request: ModelRequest): ModelRequest => ({
     ...request,
-    ...set({
-      temperature: request.temperature ?? temperature,
-      maxTokens: request.maxTokens ?? maxTokens,
-    }),
+    temperature: request.temperature ?? temperature,
+    maxTokens: request.maxTokens ?? maxTokens,
   })
   return {
     name: provider.name,
@@ -93,10 +100,4 @@ function withDefaults(
     render: (request, ...rest) => provider.render(filled(request), ...rest),
     complete: (request, options) => provider.complete(filled(request), options),
   }
-}
-
-/** Without what is not set, so that a provider's own default holds. */
-function set<T extends Record<string, unknown>>(values: T): { [K in keyof T]?: NonNullable<T[K]> } {
-  const entries = Object.entries(values).filter(([, value]) => value !== undefined && value !== '')
-  return Object.fromEntries(entries) as { [K in keyof T]?: NonNullable<T[K]> }
 }

@@ -41,6 +41,50 @@ describe('which provider', () => {
     })
   }
 
+  test('keys and addresses are those of the environment that is given', async () => {
+    const vendor = await fakeVendor({ status: 400 })
+    const url = vendor.url
+    const table: [string, Record<string, string>, string, string][] = [
+      [
+        'anthropic',
+        { ANTHROPIC_BASE_URL: url, ANTHROPIC_API_KEY: 'k-1' },
+        '/v1/messages',
+        'x-api-key',
+      ],
+      [
+        'openai',
+        { OPENAI_BASE_URL: `${url}/v1`, OPENAI_API_KEY: 'k-1' },
+        '/v1/chat/completions',
+        'authorization',
+      ],
+      [
+        'azure',
+        { AZURE_OPENAI_ENDPOINT: url, AZURE_OPENAI_API_KEY: 'k-1', OPENAI_API_VERSION: 'v' },
+        '/openai/deployments/m/chat/completions?api-version=v',
+        'api-key',
+      ],
+      [
+        'google',
+        { GOOGLE_GEMINI_BASE_URL: url, GEMINI_API_KEY: 'k-1', GOOGLE_API_KEY: ' ' },
+        '/v1beta/models/m:generateContent',
+        'x-goog-api-key',
+      ],
+      ['ollama', { OLLAMA_HOST: url }, '/api/chat', ''],
+    ]
+    try {
+      for (const [name, env, path, header] of table) {
+        const provider = await providerFromEnv({ DCAF_PROVIDER: name, DCAF_MODEL: 'm', ...env })
+        await assert.rejects(provider.complete(ask), { status: 400 })
+        assert.equal(vendor.asked.at(-1)?.path, path)
+        if (header) {
+          assert.match(vendor.asked.at(-1)?.headers[header] ?? '', /^(Bearer )?k-1$/)
+        }
+      }
+    } finally {
+      await vendor.close()
+    }
+  })
+
   test('another name is refused with all that are allowed', async () => {
     for (const name of ['openia', 'constructor', '__proto__']) {
       await assert.rejects(
