@@ -2,7 +2,6 @@
 
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
-import { LLMock } from '@copilotkit/aimock'
 import { AzureOpenAI } from 'openai'
 import { azure } from '../../src/providers/azure.ts'
 import type { ChatBody } from '../../src/providers/openai.ts'
@@ -270,9 +269,8 @@ describe('azure: a second opinion', () => {
     assert.deepEqual(reply.parts, [{ type: 'tool_call', id: 'a', name: 'get', input: { x: 1 } }])
   })
 
-  test('an approval goes its whole way against an independent mock of Azure', async () => {
-    const mock = new LLMock({ port: 0, host: '127.0.0.1' })
-    await approvalConversation(mock, (url) =>
+  test('an approval goes its whole way against an independent mock of Azure, and again from a cassette', async () => {
+    await approvalConversation((url) =>
       azure({ deployment: 'gpt-4o', endpoint: url, apiKey: 'test-key' }),
     )
   })

@@ -2,8 +2,12 @@
 // model said, and what a body of ours says in neutral words.
 
 import assert from 'node:assert/strict'
-import type { LLMock } from '@copilotkit/aimock'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { LLMock } from '@copilotkit/aimock'
 import { type Agent, approveAll, resume, run } from '../../src/agent.ts'
+import { record, replay } from '../../src/providers/cassette.ts'
 import type { Provider } from '../../src/providers/provider.ts'
 import { tool } from '../../src/tool.ts'
 import type { FakeAnswer } from './fake.ts'
@@ -193,54 +197,58 @@ function read(body: Json): Read {
   }
 }
 
-/** List, ask to delete, wait for a person, delete, answer: once whole and once streamed. */
-export async function approvalConversation(
-  mock: LLMock,
-  make: (url: string) => Provider,
-): Promise<void> {
+/**
+ * List, ask to delete, wait for a person, delete, answer: once whole and once streamed, against the mock and then from
+ * the cassette that was recorded there.
+ */
+export async function approvalConversation(make: (url: string) => Provider): Promise<void> {
+  const mock = new LLMock({ port: 0, host: '127.0.0.1' })
   const first = { userMessage: 'Delete the failing pod', turnIndex: 0 }
   mock.on(first, { content: 'I look.', toolCalls: [{ name: 'list_pods', arguments: '{}' }] })
   const call = { name: 'delete_pod', arguments: '{"name":"api-7"}' }
   mock.on({ ...first, turnIndex: 1 }, { toolCalls: [call] })
   mock.on({ ...first, turnIndex: 2 }, { content: 'api-7 is gone.' })
-  const deleted: string[] = []
-  await mock.start()
+  const folder = await mkdtemp(join(tmpdir(), 'dcaf-chat-'))
   try {
-    const ops: Agent = {
-      name: 'ops',
-      provider: make(mock.url),
-      system: 'You operate Kubernetes.',
-      tools: [
-        tool({
-          name: 'list_pods',
-          description: 'Lists pods',
-          input: { type: 'object', properties: {} },
-          execute: () => 'api-7 failing',
-        }),
-        tool({
-          name: 'delete_pod',
-          description: 'Deletes a pod',
-          input: { type: 'object', properties: { name: { type: 'string' } }, required: ['name'] },
-          requiresApproval: true,
-          execute: ({ name }: { name: string }) => {
-            deleted.push(name)
-            return `deleted ${name}`
-          },
-        }),
-      ],
-    }
-    for (const emit of [undefined, () => {}]) {
-      const options = emit ? { emit } : {}
-      const asked = await run(ops, { messages: 'Delete the failing pod' }, options)
-      assert.equal(asked.error, undefined)
-      assert.equal(asked.stop, 'approval')
-      assert.equal(deleted.length, 0)
-      const done = await resume(ops, asked, approveAll(asked), options)
-      assert.equal(done.stop, 'end')
-      assert.equal(done.text, 'api-7 is gone.')
-      assert.deepEqual(deleted.splice(0), ['api-7'])
-    }
+    const file = join(folder, 'approval.json')
+    await mock.start()
+    await converse(record(make(mock.url), file, { secrets: ['test-key'] })).finally(() =>
+      mock.stop(),
+    )
+    await converse(replay(file))
   } finally {
-    await mock.stop()
+    await rm(folder, { recursive: true })
+  }
+}
+
+async function converse(provider: Provider): Promise<void> {
+  const deleted: string[] = []
+  const listPods = tool({
+    name: 'list_pods',
+    description: 'Lists pods',
+    input: { type: 'object', properties: {} },
+    execute: () => 'api-7 failing',
+  })
+  const deletePod = tool({
+    name: 'delete_pod',
+    description: 'Deletes a pod',
+    input: { type: 'object', properties: { name: { type: 'string' } }, required: ['name'] },
+    requiresApproval: true,
+    execute: ({ name }: { name: string }) => {
+      deleted.push(name)
+      return `deleted ${name}`
+    },
+  })
+  const system = 'You operate Kubernetes.'
+  const ops: Agent = { name: 'ops', provider, system, tools: [listPods, deletePod] }
+  for (const options of [{}, { emit: () => {} }]) {
+    const asked = await run(ops, { messages: 'Delete the failing pod' }, options)
+    assert.equal(asked.error, undefined)
+    assert.equal(asked.stop, 'approval')
+    assert.deepEqual(deleted, [])
+    const done = await resume(ops, asked, approveAll(asked), options)
+    assert.equal(done.stop, 'end')
+    assert.equal(done.text, 'api-7 is gone.')
+    assert.deepEqual(deleted.splice(0), ['api-7'])
   }
 }

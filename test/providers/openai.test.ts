@@ -3,7 +3,6 @@
 
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
-import { LLMock } from '@copilotkit/aimock'
 import OpenAI from 'openai'
 import { type ChatBody, openai } from '../../src/providers/openai.ts'
 import type { Message, ModelReply, ModelRequest, Part } from '../../src/providers/provider.ts'
@@ -1111,9 +1110,8 @@ describe('the official SDK over the same bytes', () => {
   })
 })
 
-test('openai: an approval goes its whole way against an independent mock', async () => {
-  const mock = new LLMock({ port: 0, host: '127.0.0.1' })
-  await approvalConversation(mock, (url) =>
+test('openai: an approval goes its whole way against an independent mock, and again from a cassette', async () => {
+  await approvalConversation((url) =>
     openai({ model: 'gpt-4o', baseUrl: `${url}/v1`, apiKey: 'test-key' }),
   )
 })
