@@ -65,7 +65,7 @@ export function google(options: GoogleOptions): HttpProvider {
 
 function address({ model, vertex, baseUrl }: GoogleOptions, name: string): string {
   const { env } = process
-  if (/\.\.|[^\w.@:/-]/.test(model)) throw wire.configError(name, `no model is called ${model}`)
+  if (/^$|\.\.|[^\w.@:/-]/.test(model)) throw wire.configError(name, `no model is called ${model}`)
   const project = vertex?.project ?? env.GOOGLE_CLOUD_PROJECT
   const location = vertex?.location ?? env.GOOGLE_CLOUD_LOCATION ?? 'global'
   // us-central1-aiplatform, aiplatform for `global`, aiplatform.eu.rep for a whole continent
@@ -149,11 +149,12 @@ function toContents(message: Message, provider: string, model: string): Content[
 function putBack(parts: WirePart[], data: WirePart): void {
   const { functionCall, text, ...beside } = data
   const before = parts.at(-1)
+  const isTaken = before?.thoughtSignature || before?.functionCall?.id
   if (!functionCall && (!text || beside.thought)) parts.push({ ...data })
-  else if (functionCall && before?.functionCall) {
+  else if (functionCall && before?.functionCall && !isTaken) {
     if (functionCall.id) before.functionCall.id = functionCall.id
     parts[parts.length - 1] = { ...before, ...beside }
-  } else if (text && before?.text?.endsWith(text)) {
+  } else if (text && before?.text?.endsWith(text) && !isTaken) {
     const head = { text: before.text.slice(0, -text.length) }
     parts.splice(-1, 1, ...(head.text ? [head] : []), { ...data })
   } else if (beside.thoughtSignature) parts.push({ text: '', ...beside })
@@ -212,11 +213,10 @@ function reading(answer: Answer, provider: string): Fold {
 
   function add(part: WirePart): string {
     const { functionCall, text, ...beside } = part
-    const { id, name, args } = functionCall ?? {}
+    const { id = '', name, args } = functionCall ?? {}
     const shown = beside.thought || !text ? '' : wire.string(text)
     if (functionCall) {
-      const input = wire.toolInput(args)
-      parts.push({ type: 'tool_call', id: id ?? '', name: wire.string(name), input })
+      parts.push({ type: 'tool_call', id, name: wire.string(name), input: wire.toolInput(args) })
     } else if (shown) parts.push({ type: 'text', text: shown })
     // What must go back and our words do not carry: thoughts, signatures, ids (the loop has its own), unknown parts.
     const data = functionCall ? { ...beside, functionCall: id ? { id } : {} } : part
