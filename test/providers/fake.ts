@@ -51,9 +51,8 @@ export async function fakeVendor(first: Answering = {}): Promise<FakeVendor> {
   const sockets = new Set<Socket>()
   const server: Server = createServer({ noDelay: true }, (socket) => {
     sockets.add(socket)
-    const closed = once(socket, 'close').then(() => {
-      sockets.delete(socket)
-    })
+    const closed = new Promise<void>((resolve) => socket.on('close', resolve))
+    socket.on('close', () => sockets.delete(socket))
     socket.on('error', () => {})
     let held = Buffer.alloc(0)
     let busy = false
