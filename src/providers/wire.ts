@@ -301,7 +301,7 @@ export function checkedTimeouts(given: Partial<Timeouts> = {}): Timeouts {
   for (const name of Object.keys(timeouts) as (keyof Timeouts)[]) {
     const ms = given[name]
     if (ms === undefined) continue
-    if (!(ms > 0)) {
+    if (typeof ms !== 'number' || !(ms > 0)) {
       throw new DcafError(
         'invalid_argument',
         `timeouts.${name} must be a positive number of milliseconds (Infinity for none), got ${ms}`,
@@ -1205,13 +1205,13 @@ export function newCallId(): string {
  */
 export function toolInput(value: unknown, cut = false): unknown {
   if (value === undefined || value === null) return cut ? '' : {}
-  if (typeof value !== 'string') return isPlain(value) && !cut ? value : JSON.stringify(value)
-  if (value.trim() === '') return cut ? '' : {}
   try {
+    if (typeof value !== 'string') return isPlain(value) && !cut ? value : JSON.stringify(value)
+    if (value.trim() === '') return cut ? '' : {}
     const input: unknown = JSON.parse(value)
     return isPlain(input) ? input : value
   } catch {
-    return value
+    return typeof value === 'string' ? value : 'nested too deep' // for JSON.stringify
   }
 }
 

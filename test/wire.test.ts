@@ -1,0 +1,765 @@
+// What all HTTP providers stand on: reading, clocks, retries, rendering. The wire under test is as small as one can be;
+// what a vendor's wire does on top of it is in test/providers/.
+
+import assert from 'node:assert/strict'
+import { EventEmitter, getEventListeners, once } from 'node:events'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { test } from 'node:test'
+import { inspect } from 'node:util'
+import fc from 'fast-check'
+import { MockAgent } from 'undici'
+import { DcafError, type Message, type ModelRequest, noUsage } from '../src/providers/provider.ts'
+import {
+  caps,
+  checkedTimeouts,
+  type HttpOptions,
+  httpProvider,
+  inputObject,
+  LineReader,
+  ProviderError,
+  remembering,
+  rememberingHistory,
+  retryAfterMs,
+  retrying,
+  SseReader,
+  toJson,
+  toolInput,
+  toReply,
+  truncated,
+  type Wire,
+} from '../src/providers/wire.ts'
+import { type Answering, type FakeVendor, fakeVendor } from './providers/fake.ts'
+import { instant, outcomeOf, request, scale, user } from './providers/table.ts'
+
+/** Each event is a text; `"end"` is the last one. */
+function plain(url: string, more: Partial<Wire> = {}): Wire {
+  return {
+    name: 'plain',
+    model: 'm',
+    url: () => url,
+    headers: { authorization: 'Bearer test-key-123' },
+    format: 'sse',
+    render: ({ messages }, stream) => ({ messages, ...(stream && { stream }) }),
+    parse: (json) => toReply([{ type: 'text', text: json.text }], 'stop', noUsage, {}),
+    fold(answer) {
+      let text = ''
+      return {
+        done: false,
+        event(json, name) {
+          if (json === 'end' || json === '[DONE]') this.done = true
+          else text += `${name}${json}`
+          return this.done ? undefined : `${name}${json}`
+        },
+        end() {
+          if (!this.done) throw truncated(answer)
+          return toReply([{ type: 'text', text }], 'stop', noUsage, {})
+        },
+      }
+    },
+    ...more,
+  }
+}
+
+function against(claim: string, answering: Answering, run: (vendor: FakeVendor) => Promise<void>) {
+  test(claim, async () => {
+    const vendor = await fakeVendor(answering)
+    try {
+      await run(vendor)
+    } finally {
+      await vendor.close()
+    }
+  })
+}
+
+const make = (vendor: FakeVendor, options: HttpOptions = {}, more: Partial<Wire> = {}) =>
+  httpProvider(plain(`${vendor.url}/v1`, more), options)
+const events = { 'content-type': 'text/event-stream' }
+const said = (...texts: string[]) => texts.map((text) => `data: ${JSON.stringify(text)}\n\n`)
+const hello = { headers: events, pieces: said('hel', 'lo', 'end') }
+
+// ---- Reading
+
+function readAll(
+  reader: SseReader | LineReader,
+  text: string | Buffer,
+  cuts: number[] = [],
+): [string, string][] {
+  const bytes = Buffer.from(text)
+  const out: [string, string][] = []
+  let from = 0
+  for (const cut of [...cuts, bytes.length]) {
+    for (const { name, data } of reader.push(bytes.subarray(from, cut))) out.push([name, data])
+    from = cut
+  }
+  for (const { name, data } of reader.rest()) out.push([name, data])
+  return out
+}
+
+const sse = (text: string | Buffer, cuts?: number[]) => readAll(new SseReader(), text, cuts)
+const everyByte = (text: string) => Array.from(Buffer.from(text), (_, i) => i + 1)
+
+test('reads events whatever ends their lines, comments and a byte order mark aside', () => {
+  const text =
+    '\ufeff\n\n: hi\nid: 1\nretry: 5\nevent: a\ndata: 1\n\n:\ndata:2\ndata:  3\n\ndata: ż🎉 \n\n'
+  const expected = [
+    ['a', '1'],
+    ['', '2\n 3'],
+    ['', 'ż🎉 '],
+  ]
+  for (const end of ['\n', '\r\n', '\r']) {
+    const wired = text.replaceAll('\n', end)
+    assert.deepEqual(sse(wired), expected, JSON.stringify(end))
+    assert.deepEqual(sse(wired, everyByte(wired)), expected, `${JSON.stringify(end)} in bytes`)
+  }
+})
+
+test('drops an event that the stream ends in, and one without data', () => {
+  assert.deepEqual(sse('data: 1\n\ndata: 2\n'), [['', '1']])
+  assert.deepEqual(sse('event: a\n\ndata: 1\n\n'), [['', '1']])
+  assert.deepEqual(sse('data:\n\ndata: \n\n'), [])
+})
+
+test('reads any events the same in any pieces', () => {
+  const text = fc
+    .string({ unit: 'binary', maxLength: 12 })
+    .map((t) => t.toWellFormed().replace(/[\r\n]/g, ''))
+  const end = fc.constantFrom('\n', '\r\n', '\r')
+  fc.assert(
+    fc.property(fc.array(fc.tuple(text, text, end)), fc.array(fc.nat(400)), (list, cuts) => {
+      let wired = ''
+      for (const [name, data, eol] of list)
+        wired += `event: ${name}x${eol}data: v${data}${eol}${eol}`
+      const { length } = Buffer.from(wired)
+      const at = [...new Set(cuts)].filter((cut) => cut < length).sort((a, b) => a - b)
+      assert.deepEqual(
+        sse(wired, at),
+        list.map(([name, data]) => [`${name}x`.trim(), `v${data}`]),
+      )
+    }),
+    { numRuns: 300 * scale },
+  )
+})
+
+test('reads lines of JSON, the last one without an end too', () => {
+  const lines = (text: string, cuts?: number[]) => readAll(new LineReader(), text, cuts)
+  const text = '\ufeff{"a":"ż"}\r\n\n {"b":2}\n{"c":3}'
+  const expected = [
+    ['', '{"a":"ż"}'],
+    ['', ' {"b":2}'],
+    ['', '{"c":3}'],
+  ]
+  assert.deepEqual(lines(text), expected)
+  assert.deepEqual(lines(text, everyByte(text)), expected)
+})
+
+test('keeps a line of up to 1 MiB and refuses a longer one, in pieces of any size', () => {
+  for (const size of [1, 1000, 70_000, caps.line * 2]) {
+    const reader = new SseReader()
+    const piece = Buffer.alloc(Math.min(size, caps.line), 'x')
+    reader.push(Buffer.from('data: '))
+    for (let n = 6; n + piece.length <= caps.line; n += piece.length) reader.push(piece)
+    assert.throws(() => {
+      reader.push(piece)
+      reader.push(piece)
+    }, /more than 1 MiB/)
+  }
+  const many = new SseReader()
+  const line = Buffer.from(`data: ${'x'.repeat(1000)}\n`)
+  assert.throws(() => {
+    for (let i = 0; i < 1100; i++) many.push(line)
+  }, /event of more than 1 MiB/)
+})
+
+// ---- One request
+
+against(
+  'refuses an endless line, an endless stream and an endless answer, and hangs up',
+  {},
+  async (vendor) => {
+    const mega = 'x'.repeat(1024 * 1024)
+    const answers: [Answering, boolean][] = [
+      [{ headers: events, pieces: ['data: ', mega, mega], end: 'hang' }, true],
+      [{ headers: events, pieces: Array(17).fill(`: ${mega.slice(8)}\n\n`), end: 'hang' }, true],
+      [{ pieces: ['{"text":"', ...Array(17).fill(mega)], end: 'hang' }, false],
+    ]
+    for (const [answer, stream] of answers) {
+      vendor.answer(answer)
+      const { error } = await outcomeOf(make(vendor), { stream })
+      assert.equal(error?.code, 'provider_invalid')
+      assert.match(error?.message ?? '', /more than/)
+    }
+    assert.equal(vendor.asked.length, 3)
+    await Promise.all(vendor.asked.map((asked) => asked.closed))
+  },
+)
+
+// Two at the most: undici gives a connection back one turn of the event loop after its answer.
+against('uses its connections again, one request after the other', hello, async (vendor) => {
+  const provider = make(vendor)
+  for (let i = 0; i < 10; i++) await outcomeOf(provider)
+  assert.equal(vendor.asked.length, 10)
+  assert.ok(new Set(vendor.asked.map((asked) => asked.closed)).size <= 2)
+})
+
+against(
+  'gives the answer although the connection stays open after its last event',
+  { ...hello, end: 'hang' },
+  async (vendor) => {
+    const { reply, text } = await outcomeOf(make(vendor))
+    assert.deepEqual([text, reply?.parts], ['hello', [{ type: 'text', text: 'hello' }]])
+    await vendor.asked[0]?.closed
+  },
+)
+
+against(
+  'ignores whatever comes after the last event',
+  { headers: events, pieces: said('a', 'end', 'b') },
+  async (vendor) => {
+    const { reply, text } = await outcomeOf(make(vendor))
+    assert.deepEqual([text, reply?.parts], ['a', [{ type: 'text', text: 'a' }]])
+  },
+)
+
+against(
+  'takes a whole answer from a gateway that does not stream',
+  {
+    headers: { 'content-type': 'application/json; charset=utf-8' },
+    pieces: ['\n\n \ufeff{"text":"hi"}'.replace(' \ufeff', '')],
+  },
+  async (vendor) => {
+    const { reply, text } = await outcomeOf(make(vendor))
+    assert.deepEqual([text, reply?.parts], ['hi', [{ type: 'text', text: 'hi' }]])
+  },
+)
+
+against(
+  'reads JSON after a byte order mark',
+  { pieces: ['\ufeff{"text":"hi"}'] },
+  async (vendor) => {
+    const { reply } = await outcomeOf(make(vendor), { stream: false })
+    assert.deepEqual(reply?.parts, [{ type: 'text', text: 'hi' }])
+  },
+)
+
+against(
+  "knows a proxy's page from an answer",
+  { headers: { 'content-type': 'text/html' }, pieces: ['<html>log in</html>'] },
+  async (vendor) => {
+    for (const stream of [true, false]) {
+      const { error } = await outcomeOf(make(vendor), { stream })
+      assert.equal(error?.code, 'provider_invalid')
+      assert.match(error?.message ?? '', /answered 200 with what is no JSON \(text\/html\)$/)
+    }
+  },
+)
+
+against(
+  'knows an `error` event by its name, JSON or not',
+  { headers: events, pieces: ['event: error\ndata: out of order\n\n'] },
+  async (vendor) => {
+    const { error } = await outcomeOf(make(vendor, { clock: instant() }))
+    assert.match(error?.message ?? '', /broke off: out of order$/)
+    assert.equal(vendor.asked.length, 3)
+  },
+)
+
+against('obeys x-should-retry', {}, async (vendor) => {
+  for (const [status, should, calls] of [
+    [400, 'true', 3],
+    [500, 'false', 1],
+  ] as const) {
+    vendor.asked.length = 0
+    vendor.answer({ status, headers: { 'x-should-retry': should }, pieces: ['{}'] })
+    await outcomeOf(make(vendor, { clock: instant() }))
+    assert.equal(vendor.asked.length, calls)
+  }
+})
+
+against('tries as often as it is told', { status: 500 }, async (vendor) => {
+  for (const retries of [0, 1, 4]) {
+    vendor.asked.length = 0
+    await outcomeOf(make(vendor, { clock: instant(), retries }))
+    assert.equal(vendor.asked.length, retries + 1)
+  }
+})
+
+against('reads the words of an error in every envelope', {}, async (vendor) => {
+  const table: [string, string, string][] = [
+    ['{"error":{"message":"no such"}}', 'no such', 'provider_error'],
+    ['{"error":"no such"}', 'no such', 'provider_error'],
+    ['{"message":"no such"}', 'no such', 'provider_error'],
+    ['{"detail":"no such"}', 'no such', 'provider_error'],
+    ['[{"error":{"message":"no such","status":"X"}}]', 'no such', 'provider_error'],
+    ['{"detail":[{"msg":"no such"}]}', '[{"msg":"no such"}]', 'provider_error'],
+    ['no such', 'no such', 'provider_error'],
+    ['{"error":{"type":"strange"}}', 'strange', 'provider_error'],
+    ['{"error":{"message":"x","code":"context_length_exceeded"}}', 'x', 'context_too_long'],
+    ['{"error":{"message":"x","code":"insufficient_quota"}}', 'x', 'provider_config'],
+  ]
+  for (const [body, words, code] of table) {
+    vendor.answer({ status: 400, pieces: [body] })
+    const { error } = await outcomeOf(make(vendor))
+    assert.ok(error?.message.endsWith(`answered 400: ${words}`), error?.message)
+    assert.equal(error?.code, code, body)
+  }
+  for (const body of ['', '<html>Bad gateway</html>', 'null', '{}', '[]', '7']) {
+    vendor.answer({ status: 400, pieces: [body] })
+    const { error } = await outcomeOf(make(vendor))
+    assert.match(error?.message ?? '', /answered 400$/, body)
+  }
+})
+
+against('gives no more than a line of what an error says', {}, async (vendor) => {
+  vendor.answer({
+    status: 400,
+    pieces: [`a\r\nb\u001b[31m\u2028${'c'.repeat(70_000)}`],
+    end: 'hang',
+  })
+  const { error } = await outcomeOf(make(vendor))
+  assert.ok(
+    /answered 400: a b\[31m ?c+…$/.test(error?.message ?? ''),
+    inspect(error?.message.slice(0, 80)),
+  )
+  assert.ok((error?.message.length ?? 0) < 350)
+})
+
+against(
+  'knows the status of an error whose body never ends',
+  { status: 401, pieces: ['{"err'], end: 'hang' },
+  async (vendor) => {
+    const { error } = await outcomeOf(make(vendor, { timeouts: { idleMs: 50 } }))
+    assert.deepEqual([error?.code, error?.status], ['provider_auth', 401])
+  },
+)
+
+against(
+  'leaves out what an error quotes of the request, whole or in part',
+  { status: 400 },
+  async (vendor) => {
+    const secretly = 'the vault of the north tower opens at noon'
+    const asked: ModelRequest = {
+      system: [{ text: 'Never mention project Nightingale to anybody.' }],
+      tools: [],
+      messages: [
+        user(secretly),
+        {
+          role: 'assistant',
+          parts: [{ type: 'tool_call', id: 'a', name: 'x', input: { pin: 'pin-9876-5432-1098' } }],
+          results: [{ callId: 'a', outcome: 'ok', content: 'RESULT-CANARY-0123456789' }],
+        },
+      ],
+    }
+    for (const quote of [
+      secretly,
+      secretly.slice(5, 30),
+      'project Nightingale',
+      'pin-9876-5432-1098',
+      'RESULT-CANARY-0123456789',
+      'test-key-123',
+      'Bearer test-key-123',
+    ]) {
+      vendor.answer({ status: 400, pieces: [JSON.stringify({ message: `bad: "${quote}" at 3` })] })
+      const { error } = await outcomeOf(make(vendor), { request: asked })
+      assert.ok(!inspect(error).includes(quote), error?.message)
+      assert.match(error?.message ?? '', /bad: .* at 3$/)
+    }
+  },
+)
+
+against('asks for headers every time, within its clocks', hello, async (vendor) => {
+  let n = 0
+  const headers = async () => ({ authorization: `Bearer token-${n++}` })
+  const provider = make(vendor, {}, { headers })
+  await outcomeOf(provider)
+  await outcomeOf(provider)
+  assert.deepEqual(
+    vendor.asked.map((asked) => asked.headers.authorization),
+    ['Bearer token-0', 'Bearer token-1'],
+  )
+  const broken = new Error('no token')
+  const { error } = await outcomeOf(make(vendor, {}, { headers: () => Promise.reject(broken) }))
+  assert.equal(error, broken)
+  const never = make(
+    vendor,
+    { timeouts: { firstEventMs: 30 }, retries: 0 },
+    { headers: () => new Promise(() => {}) },
+  )
+  assert.equal((await outcomeOf(never)).error?.code, 'provider_timeout')
+})
+
+test('speaks through a dispatcher that is handed over', async () => {
+  const agent = new MockAgent()
+  agent.disableNetConnect()
+  agent
+    .get('https://example.test')
+    .intercept({ path: '/v1', method: 'POST' })
+    .reply(200, said('a', 'end').join(''), { headers: events })
+  const { text } = await outcomeOf(
+    httpProvider(plain('https://example.test/v1'), { dispatcher: agent }),
+  )
+  assert.equal(text, 'a')
+  await agent.close()
+})
+
+test('keeps the order of a dispatcher that cannot pause, for a reader that is slow', async () => {
+  const pieces = said('a', 'b', 'c', 'end').map((text) => Buffer.from(text))
+  const pushing = Object.assign(new EventEmitter(), {
+    // biome-ignore lint/suspicious/noExplicitAny: undici's handler
+    dispatch(_: unknown, handler: any) {
+      const controller = { abort() {}, pause() {}, resume() {} }
+      handler.onRequestStart(controller)
+      handler.onResponseStart(controller, 200, { ...events, 'transfer-encoding': 'chunked' })
+      for (const piece of pieces) handler.onResponseData(controller, piece)
+      handler.onResponseEnd(controller, {})
+      return true
+    },
+  })
+  const seen: string[] = []
+  const dispatcher = pushing as unknown as NonNullable<HttpOptions['dispatcher']>
+  const reply = await httpProvider(plain('https://example.test/v1'), { dispatcher }).complete(
+    request(),
+    {
+      async onDelta({ text }) {
+        await new Promise((resolve) => setTimeout(resolve, 3))
+        seen.push(text)
+      },
+    },
+  )
+  assert.deepEqual([seen, reply.parts], [['a', 'b', 'c'], [{ type: 'text', text: 'abc' }]])
+})
+
+test('a reader that stops stops the vendor, and no queue grows', async () => {
+  let drained = 0
+  const piece = `data: ${JSON.stringify('x'.repeat(1000))}\n\n`.repeat(64)
+  const server = createServer(async (req, res) => {
+    req.resume()
+    res.writeHead(200, events)
+    for (let i = 0; i < 180; i++)
+      if (!res.write(piece)) await once(res, 'drain').then(() => drained++)
+    res.end(said('end').join(''))
+  }).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const provider = httpProvider(plain(`http://127.0.0.1:${(server.address() as AddressInfo).port}`))
+  let release = () => {}
+  const held = new Promise<void>((resolve) => {
+    release = resolve
+  })
+  let deltas = 0
+  const done = provider.complete(request(), { onDelta: () => (deltas++ === 0 ? held : undefined) })
+  let before = -1
+  while (drained !== before) {
+    before = drained
+    await new Promise((resolve) => setTimeout(resolve, 60))
+  }
+  assert.equal(deltas, 1)
+  assert.ok(drained < 150, `the vendor could send ${drained} of 180 pieces to nobody`)
+  release()
+  await done
+  assert.equal(deltas, 180 * 64)
+  server.close()
+  server.closeAllConnections()
+})
+
+against('leaves nothing behind on a signal that many calls share', hello, async (vendor) => {
+  const warnings: Error[] = []
+  const warn = (warning: Error) => warnings.push(warning)
+  process.on('warning', warn)
+  const controller = new AbortController()
+  const provider = make(vendor)
+  const all = Array.from({ length: 40 }, () => outcomeOf(provider, { signal: controller.signal }))
+  for (const { error } of await Promise.all(all)) assert.equal(error, undefined)
+  await new Promise(setImmediate)
+  assert.equal(getEventListeners(controller.signal, 'abort').length, 0)
+  assert.deepEqual(warnings, [])
+  process.off('warning', warn)
+})
+
+against('ends with the abort even when its reader fails later', hello, async (vendor) => {
+  const controller = new AbortController()
+  const reason = new Error('enough')
+  const done = make(vendor).complete(request(), {
+    signal: controller.signal,
+    async onDelta() {
+      setTimeout(() => controller.abort(reason), 5)
+      await new Promise((resolve) => setTimeout(resolve, 20))
+      throw new Error('nobody hears this')
+    },
+  })
+  await assert.rejects(done, (error) => error === reason)
+  await new Promise((resolve) => setTimeout(resolve, 30))
+})
+
+// ---- Addresses and clocks
+
+test('sends no key over plain http to another host, unless told to', () => {
+  const to =
+    (url: string, options: HttpOptions = {}) =>
+    () =>
+      httpProvider(plain(url), options)
+  for (const url of [
+    'http://example.com',
+    'http://10.0.0.1',
+    'http://localhost.example.com',
+    'http://127.0.0.1.nip.io',
+  ]) {
+    assert.throws(
+      to(url),
+      (error) =>
+        error instanceof ProviderError &&
+        error.code === 'provider_config' &&
+        /https/.test(error.message),
+    )
+    assert.doesNotThrow(to(url, { allowHttp: true }))
+  }
+  for (const url of [
+    'http://localhost:1',
+    'http://127.0.0.1',
+    'http://[::1]:11434',
+    'https://example.com',
+  ]) {
+    assert.doesNotThrow(to(url))
+  }
+  for (const url of ['example.com', 'ftp://example.com', 'https://', ''])
+    assert.throws(to(url), /base URL/)
+})
+
+test('refuses a clock that is no time, and says which', () => {
+  for (const ms of [0, -1, Number.NaN, '5' as unknown as number]) {
+    assert.throws(() => checkedTimeouts({ idleMs: ms }), /timeouts\.idleMs/)
+  }
+  assert.deepEqual(checkedTimeouts({ stepMs: 5, idleMs: undefined as unknown as number }), {
+    connectMs: 10_000,
+    firstEventMs: 120_000,
+    idleMs: 60_000,
+    stepMs: 5,
+  })
+})
+
+against('clocks of more than 31 bits never fire early', hello, async (vendor) => {
+  for (const ms of [2 ** 31, 1e15, Number.POSITIVE_INFINITY]) {
+    const timeouts = { connectMs: ms, firstEventMs: ms, idleMs: ms, stepMs: ms }
+    const { reply } = await outcomeOf(make(vendor, { timeouts }))
+    assert.equal(reply?.finishReason, 'stop')
+  }
+})
+
+// ---- Retries without HTTP
+
+function failure(
+  more: Partial<ConstructorParameters<typeof ProviderError>[2]> = {},
+): ProviderError {
+  return new ProviderError('provider_overloaded', 'busy', {
+    provider: 'p',
+    retryable: true,
+    ...more,
+  })
+}
+
+test('retries what its classification calls passing, and nothing else', async () => {
+  const strange = new Error('strange')
+  let calls = 0
+  const attempt = async () => {
+    if (++calls < 3) throw strange
+    return 'done'
+  }
+  const classify = (error: unknown) => (error === strange ? failure() : undefined)
+  assert.equal(await retrying(attempt, { classify, clock: instant() }), 'done')
+  calls = 0
+  await assert.rejects(retrying(attempt, { clock: instant() }), (error) => error === strange)
+  assert.equal(calls, 1)
+})
+
+test('doubles its pauses up to eight seconds, less up to a quarter', async () => {
+  for (const random of [0, 1]) {
+    const clock = { ...instant(), random: () => random }
+    await assert.rejects(retrying(() => Promise.reject(failure()), { retries: 7, clock }))
+    const factor = 1 - random / 4
+    assert.deepEqual(
+      clock.waits,
+      [500, 1000, 2000, 4000, 8000, 8000, 8000].map((ms) => ms * factor),
+    )
+  }
+})
+
+test('begins no pause that would end after the deadline', async () => {
+  let now = 0
+  const sleep = async (ms: number) => {
+    now += ms
+  }
+  const clock = { ...instant(), now: () => now, sleep }
+  let calls = 0
+  const attempt = () => {
+    calls++
+    return Promise.reject(failure({ retryAfterMs: 400 }))
+  }
+  const options = { clock, deadline: 1000, retries: 9 }
+  await assert.rejects(
+    retrying(attempt, options),
+    (error) => (error as ProviderError).retryAfterMs === 400,
+  )
+  assert.deepEqual([calls, now], [3, 800])
+})
+
+test('tries nothing again once something was emitted, or when a failure allows fewer', async () => {
+  let calls = 0
+  const attempt = (error: ProviderError) => () => {
+    calls++
+    return Promise.reject(error)
+  }
+  await assert.rejects(retrying(attempt(failure()), { clock: instant(), emitted: () => true }))
+  assert.equal(calls, 1)
+  await assert.rejects(retrying(attempt(failure({ maxRetries: 1 })), { clock: instant() }))
+  assert.equal(calls, 3)
+})
+
+test('an abort during an attempt is the abort, whatever the attempt says', async () => {
+  const controller = new AbortController()
+  const reason = new Error('enough')
+  const attempt = async () => {
+    controller.abort(reason)
+    throw failure()
+  }
+  await assert.rejects(
+    retrying(attempt, { signal: controller.signal }),
+    (error) => error === reason,
+  )
+})
+
+test('reads retry-after in every spelling', () => {
+  const at = (ms: number) => new Date(Date.now() + ms).toUTCString()
+  assert.equal(retryAfterMs({ 'retry-after': ['7', '9'] }), 7000)
+  assert.equal(retryAfterMs({ 'retry-after': ' 7 ' }), 7000)
+  assert.equal(retryAfterMs({ 'retry-after-ms': 'x', 'retry-after': '7' }), 7000)
+  assert.ok((retryAfterMs({ 'retry-after': at(5000) }) ?? 0) > 3000)
+  for (const text of [
+    '',
+    '0',
+    '-5',
+    'soon',
+    'NaN',
+    'Infinity',
+    '1e999',
+    at(-5000),
+    '7 apples',
+    'Mon',
+  ]) {
+    assert.equal(retryAfterMs({ 'retry-after': text }), undefined, text)
+  }
+  assert.equal(retryAfterMs({}), undefined)
+})
+
+// ---- Rendering
+
+test('writes the JSON that JSON.stringify would', () => {
+  fc.assert(
+    fc.property(fc.dictionary(fc.string(), fc.jsonValue()), (body) => {
+      assert.deepEqual(JSON.parse(toJson(body)), JSON.parse(JSON.stringify(body)))
+    }),
+    { numRuns: 300 * scale },
+  )
+  assert.equal(
+    toJson({ a: undefined, b: [1, undefined, null, 'x'], c: [], d: { e: 1 } }),
+    '{"b":[1,null,null,"x"],"c":[],"d":{"e":1}}',
+  )
+})
+
+test('writes half a surrogate pair as a replacement, and a backslash before `ud` as it is', () => {
+  const text = '\\ud800 \ud83c \\\udc00 🎉 \\\\ud83c'
+  assert.deepEqual(JSON.parse(toJson({ a: text, b: [{ text }] })), {
+    a: text.toWellFormed(),
+    b: [{ text: text.toWellFormed() }],
+  })
+})
+
+test('renders a message once, the last one every time, and neighbours of one role together', () => {
+  let expanded = 0
+  const history = rememberingHistory(
+    (message: Message) => {
+      expanded++
+      return [{ role: message.role, content: [...message.parts] }]
+    },
+    (a, b) => ({ role: a.role, content: [...a.content, ...b.content] }),
+  )
+  const messages = [user('a'), user('b'), user('c')]
+  const [first] = history(messages)
+  assert.equal(expanded, 3)
+  assert.equal(first?.content.length, 3)
+  messages.push({ role: 'assistant', parts: [], results: [] }, user('d'))
+  const older = history(messages)
+  const newer = history(messages)
+  assert.equal(expanded, 3 + 3 + 1)
+  assert.equal(newer[0], older[0])
+  assert.notEqual(newer.at(-1), older.at(-1))
+  assert.deepEqual(
+    newer.map((turn) => turn.content.length),
+    [3, 0, 1],
+  )
+})
+
+test('remembers by the values an object holds', () => {
+  const make = remembering((from: { name: string }) => ({ of: from.name }))
+  const tool = { name: 'a' }
+  assert.equal(make(tool), make(tool))
+  tool.name = 'b'
+  assert.deepEqual(make(tool), { of: 'b' })
+})
+
+// ---- Calls
+
+test('reads a call as an object, or leaves it as text that nothing will run', () => {
+  const deep = (n: number) => `${'{"a":'.repeat(n)}1${'}'.repeat(n)}`
+  for (const empty of [undefined, null, '', ' \n', '{}', {}]) assert.deepEqual(toolInput(empty), {})
+  assert.deepEqual(toolInput('{"a":[{"b":null}]}'), { a: [{ b: null }] })
+  assert.deepEqual(toolInput(deep(60)), JSON.parse(deep(60)))
+  const texts = [
+    '{"a":1',
+    '{"a":1}{"a":2}',
+    '[1]',
+    '"x"',
+    'null',
+    '7',
+    'x',
+    '{"__proto__":{"admin":true}}',
+    '{"a":[{"\\u005f_proto__":1}]}',
+    '{"constructor":{"prototype":{"admin":true}}}',
+    deep(10_000),
+  ]
+  for (const text of texts) assert.equal(toolInput(text), text)
+  for (const text of texts.slice(7)) assert.equal(typeof toolInput(JSON.parse(text)), 'string')
+  assert.deepEqual(toolInput('{"constructor":"Ford","toString":1}'), {
+    constructor: 'Ford',
+    toString: 1,
+  })
+})
+
+test('reads nothing of a call that the length cut, unless it is a whole object', () => {
+  for (const cut of ['', ' ', undefined, '{"a":', {}])
+    assert.equal(typeof toolInput(cut, true), 'string')
+  assert.deepEqual(toolInput('{"a":1}', true), { a: 1 })
+})
+
+test('renders what was no object as one', () => {
+  assert.deepEqual(inputObject({ a: 1 }), { a: 1 })
+  for (const input of ['{"a":', [1], null, 7])
+    assert.deepEqual(inputObject(input), { malformed_input: input })
+})
+
+test('is an error of ours with a name, a code and a cause', () => {
+  const cause = new Error('below')
+  const error = failure({ status: 429, requestId: 'r', retryAfterMs: 5, cause })
+  assert.ok(error instanceof DcafError)
+  assert.deepEqual(
+    [
+      error.name,
+      error.code,
+      error.provider,
+      error.status,
+      error.requestId,
+      error.retryable,
+      error.retryAfterMs,
+      error.cause,
+    ],
+    ['ProviderError', 'provider_overloaded', 'p', 429, 'r', true, 5, cause],
+  )
+})
