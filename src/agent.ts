@@ -6,6 +6,7 @@ import {
   type Answer,
   type Call,
   cap,
+  changedTo,
   type Decision,
   Gate,
   type Grants,
@@ -966,7 +967,8 @@ function apply(self: Run, call: Call, answer: Answer): void {
   }
   const { outcome } = answer
   const room = Math.max(limits.outputsBytes - desk.outputBytes, 256)
-  const content = cap(answer.content, room)
+  const changed = call.changed ? `${changedTo(call.input)}\n` : ''
+  const content = cap(changed + answer.content, room)
   desk.outputBytes += Buffer.byteLength(content)
   const { proof: _, child: __, ...rest } = call
   const closed: Call = { ...rest, status: statusOf[outcome], outcome, result: content }

@@ -827,7 +827,8 @@ function edited(
   return { input: next }
 }
 
-function changedTo(input: unknown): string {
+/** How the model is told of an edit. */
+export function changedTo(input: unknown): string {
   return `A person changed the input to ${JSON.stringify(input)}.`
 }
 function failed(content: string): Answer {
