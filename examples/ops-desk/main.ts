@@ -5,7 +5,7 @@ import { once } from 'node:events'
 import { createServer, type Server } from 'node:http'
 import { type AddressInfo, isIPv6 } from 'node:net'
 import { inspect } from 'node:util'
-import { drain, serverOptions } from '../../src/door.ts'
+import { drain, serverOptions, withHeaderLimit, withHostCheck } from '../../src/door.ts'
 import { chatHandler } from '../../src/http.ts'
 import { type Agent, DcafError, type Provider } from '../../src/index.ts'
 import { providerFromEnv } from '../../src/providers/env.ts'
@@ -42,8 +42,14 @@ async function start(): Promise<void> {
   }
   const chat = chatHandler(ops, { keys: config.keys, store, log })
   const page = pages(ops)
+  const routes = withHeaderLimit(async (req, res) => page(req, res) || (await chat(req, res)))
+  // On the loopback only pages of the loopback may call: no other site can point its name here.
+  const isLocal = /^(127\.|::1$|localhost$)/.test(config.host)
+  if (!isLocal)
+    log({ level: 'warn', event: 'open', message: `Whoever reaches ${config.host} can approve` })
+  const handle = isLocal ? withHostCheck(routes) : routes
   const server = createServer(serverOptions, async (req, res) => {
-    if (page(req, res) || (await chat(req, res))) return
+    if (await handle(req, res)) return
     res.writeHead(404, { 'content-type': 'text/plain' }).end('Not found. The page is at /\n')
   })
   await listen(server, config)

@@ -254,8 +254,9 @@ function inWords({ name, input, outcome, content }: Done): string {
   const what = [name, input.name].filter(Boolean).join(' ')
   if (outcome === 'rejected') return `Not done: ${what}. ${content}`
   if (outcome !== 'ok') return `${what}: ${content}`
-  const edited = /^A person changed the input to .*?\}\.\s*/s.exec(content)?.[0] ?? ''
-  const output = content.slice(edited.length)
+  const changed = /^A person changed the input to .*?\}\.\s*/s.exec(content)?.[0] ?? ''
+  const edited = changed.replace(/\{.*\}/s, '`$&`')
+  const output = content.slice(changed.length)
   if (name === 'tail_log') return `The log of ${input.name}:\n\n\`\`\`\n${output}\n\`\`\``
   try {
     return edited + (wording[name]?.(JSON.parse(output)) ?? output)

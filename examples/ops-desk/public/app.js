@@ -6,6 +6,7 @@ import { h, valueView } from './dom.js'
 import { answerView, userView } from './messages.js'
 
 const key = 'ops-desk.thread'
+const before = 'ops-desk.before' // the conversation before this one
 const byId = (id) => document.getElementById(id)
 const [threadBox, trouble, composer, say, hint] = [
   'thread',
@@ -18,7 +19,7 @@ const [threadBox, trouble, composer, say, hint] = [
 let thread = new Thread(stored(key))
 let tools = new Map()
 let about = { name: 'The agent' }
-let running = null // the AbortController of the turn under way
+let running = null // { abort, view } of the turn under way
 let cards = null
 let clearSession = false
 
@@ -34,31 +35,34 @@ const suggestions = [
 /** Shows what `start` sets going: a `send`, `decide` or `retry` of the thread. */
 async function turn(start) {
   if (running) return
-  running = new AbortController()
-  const view = answerView(about.name)
-  trouble.replaceChildren()
-  const answer = start({
-    signal: running.signal,
-    onEvent(event, message) {
-      if (event.type === 'intermittent_update') view.say(event.text)
-      else view.update(message)
-      follow()
-    },
-  })
-  show(view)
-  keep()
+  const abort = new AbortController()
+  const view = answerView(about.name, stick)
+  running = { abort, view }
   let failure
   try {
-    view.end(await answer)
-    announce(spoken())
+    const answer = start({
+      signal: abort.signal,
+      onEvent(event, message) {
+        if (event.type === 'intermittent_update') view.say(event.text)
+        else view.update(message)
+      },
+    })
+    keep() // with the message, before the answer: a page that is left now can ask again
+    show()
+    scrollTo(0, document.documentElement.scrollHeight)
+    const message = await answer
+    elements.set(message, view.element)
+    view.end(message)
   } catch (error) {
     failure = error
+    if (thread.partial) elements.set(thread.partial, view.element)
     view.end(thread.partial)
-    if (!thread.partial) view.element.remove()
   }
+  if (running?.view !== view) return // another conversation was begun meanwhile
   running = null
   keep()
-  show(view, failure)
+  show(failure)
+  if (!failure) announce(spoken())
 }
 
 function send(text) {
@@ -69,50 +73,63 @@ function send(text) {
 
 // ---- showing
 
-/** Draws what has changed: messages are only ever added at the end, or taken back. */
-function show(view, failure) {
-  const last = view?.element
-  last?.remove()
-  const views = drawn.filter(({ message }) => thread.messages.includes(message))
-  for (const gone of drawn) if (!views.includes(gone)) gone.element.remove()
-  drawn = views
-  for (const message of thread.messages) {
-    if (drawn.some((one) => one.message === message)) continue
-    const isAnswer = message.role === 'assistant'
-    const element = isAnswer ? (last && !running ? last : finished(message)) : userView(message)
-    drawn.push({ message, element })
-    threadBox.append(element)
+/** Of each message, so that what is on the page stays as its reader left it. */
+const elements = new WeakMap()
+
+function elementOf(message) {
+  let element = elements.get(message)
+  if (!element && message.role === 'user') element = userView(message)
+  if (!element) {
+    const view = answerView(about.name, stick)
+    view.end(message)
+    element = view.element
   }
-  if (last && (running || thread.partial)) threadBox.append(last)
-  else if (!running && thread.partial) threadBox.append(finished(thread.partial))
-  showCards()
-  showTrouble(failure)
-  if (drawn.length === 0) threadBox.replaceChildren(welcome())
-  else threadBox.querySelector('.welcome')?.remove()
-  showDock()
-  follow()
-}
-let drawn = []
-
-function finished(message) {
-  const view = answerView(about.name)
-  view.end(message)
-  return view.element
+  elements.set(message, element)
+  return element
 }
 
-function showCards() {
-  threadBox.querySelector('.cards')?.remove()
+/** Brings the page in line with the thread. */
+function show(failure) {
+  stick(() => {
+    cards = cardsNow()
+    const said = [...thread.messages, thread.partial].filter((message) => message)
+    arrange(threadBox, [
+      ...said.map(elementOf),
+      ...(running ? [running.view.element] : []),
+      ...(cards ? [cards.element] : []),
+      ...(said.length === 0 ? [welcome()] : []),
+    ])
+    showTrouble(failure)
+    showDock()
+  })
+  // Cards that do not fit are read from their top.
+  if (cards && cards.element.offsetHeight > innerHeight - 260) toCards({ focus: false })
+}
+
+/** Moves nothing that is in its place: a move would take focus and scroll positions away. */
+function arrange(box, wanted) {
+  for (const child of [...box.children]) if (!wanted.includes(child)) child.remove()
+  for (const [index, element] of wanted.entries())
+    if (box.children[index] !== element) box.insertBefore(element, box.children[index] ?? null)
+}
+
+/** Makes a change, and stays at the end of the page if that is where the reader was. */
+function stick(change) {
+  const end = document.documentElement
+  const isAtEnd = innerHeight + scrollY >= end.scrollHeight - 80
+  change()
+  if (isAtEnd) scrollTo(0, end.scrollHeight)
+}
+
+function cardsNow() {
   const waiting = running || thread.unanswered ? [] : thread.pending
-  cards = null
-  if (waiting.length > 0) {
-    cards = cardsView(waiting, {
-      tools,
-      now: () => Date.now() + thread.clockSkewMs,
-      onDecide: (decisions) => turn((options) => thread.decide(decisions, options)),
-    })
-    threadBox.append(cards.element)
-  }
   document.title = waiting.length > 0 ? `(${waiting.length}) Ops desk` : 'Ops desk'
+  if (waiting.length === 0) return null
+  return cardsView(waiting, {
+    tools,
+    now: () => Date.now() + thread.clockSkewMs,
+    onDecide: (decisions) => turn((options) => thread.decide(decisions, options)),
+  })
 }
 
 function showTrouble(error) {
@@ -164,26 +181,29 @@ function sentence(error) {
 function takeBack() {
   const { content } = thread.takeBack()
   if (content && say.value === '') say.value = content
-  threadBox.querySelector('[aria-busy], .turn.agent:last-of-type')?.isConnected
-  redraw()
-  say.focus()
+  keep()
+  show()
+  if (content) say.focus()
+  else toCards()
 }
 
 function showDock() {
   byId('send').hidden = running !== null
   byId('stop').hidden = running === null
-  const count = running || thread.unanswered ? 0 : thread.pending.length
+  const count = cards ? thread.pending.length : 0
   hint.hidden = count === 0
   hint.replaceChildren(
-    `${count === 1 ? 'One call waits' : `${count} calls wait`} for your decision. A message now rejects ${count === 1 ? 'it' : 'them'}. `,
-    h('button', { type: 'button', class: 'link', onclick: toCards }, 'Go to the decision'),
+    count === 1
+      ? 'One call waits; a message rejects it. '
+      : `${count} calls wait; a message rejects them. `,
+    h('button', { type: 'button', class: 'link', onclick: () => toCards() }, 'Show'),
   )
   grow()
 }
 
-function toCards() {
+function toCards({ focus = true } = {}) {
   cards?.element.scrollIntoView({ block: 'start' })
-  cards?.element.focus({ preventScroll: true })
+  if (focus) cards?.element.focus({ preventScroll: true })
 }
 
 function welcome() {
@@ -201,7 +221,7 @@ function welcome() {
       { class: 'chips' },
       suggestions.map((text) => h('button', { type: 'button', onclick: () => send(text) }, text)),
     ),
-    stored(`${key}.before`)
+    stored(before)
       ? h(
           'p',
           {},
@@ -214,22 +234,6 @@ function welcome() {
       : null,
   )
 }
-
-function redraw() {
-  drawn = []
-  threadBox.replaceChildren()
-  keep()
-  show()
-}
-
-/** Stays at the end, unless the reader has scrolled up. */
-function follow() {
-  if (isAtEnd) requestAnimationFrame(() => scrollTo(0, document.documentElement.scrollHeight))
-}
-let isAtEnd = true
-addEventListener('scroll', () => {
-  isAtEnd = innerHeight + scrollY >= document.documentElement.scrollHeight - 80
-})
 
 /** For screen readers, once a turn and not for every word. */
 function announce(text) {
@@ -322,25 +326,27 @@ function stored(name) {
 addEventListener('storage', (event) => {
   if (event.key !== key || running) return
   thread = new Thread(stored(key))
-  drawn = []
-  threadBox.replaceChildren()
   show()
 })
 
 function fresh() {
-  running?.abort()
+  running?.abort.abort()
+  running = null
   try {
-    if (thread.messages.length > 0) localStorage.setItem(`${key}.before`, JSON.stringify(thread))
+    if (thread.messages.length > 0) localStorage.setItem(before, JSON.stringify(thread))
   } catch {}
-  thread = new Thread()
   clearSession = false
-  redraw()
-  say.focus()
+  change(new Thread())
 }
 function bringBack() {
-  thread = new Thread(stored(`${key}.before`))
-  localStorage.removeItem(`${key}.before`)
-  redraw()
+  change(new Thread(stored(before)))
+  localStorage.removeItem(before)
+}
+function change(to) {
+  thread = to
+  keep()
+  show()
+  say.focus()
 }
 
 // ---- the composer
@@ -361,14 +367,17 @@ composer.addEventListener('submit', (event) => {
   const text = say.value.trim()
   if (running || text === '') return
   say.value = ''
-  isAtEnd = true
   send(text)
 })
-byId('stop').addEventListener('click', () => running?.abort())
+byId('stop').addEventListener('click', () => running?.abort.abort())
 byId('fresh').addEventListener('click', fresh)
 byId('inspect').addEventListener('click', inspect)
 byId('close-inspector').addEventListener('click', () => byId('inspector').close())
 setInterval(() => cards?.tick(), 1000)
+// What sticks to the bottom stands on the dock, and what is scrolled to stays clear of it.
+new ResizeObserver(([{ target }]) => {
+  document.documentElement.style.setProperty('--dock', `${target.offsetHeight}px`)
+}).observe(document.querySelector('.dock'))
 
 // ---- start
 

@@ -46,7 +46,10 @@ export function cardsView(calls, desk) {
     const rest = count < cards.length ? ' The others go on waiting.' : ''
     tally.textContent =
       count === 0 ? 'None decided yet.' : `${count} of ${cards.length} decided.${rest}`
-    submit.textContent = count > 1 ? `Send ${count} decisions` : 'Send decision'
+    submit.replaceChildren(
+      count > 1 ? `Send ${count}` : 'Send',
+      h('span', { class: 'roomy' }, count > 1 ? ' decisions' : ' decision'),
+    )
     submit.disabled = count === 0
   }
   function send() {
@@ -83,6 +86,7 @@ function cardView(call, { tools, now }, isOne, decided) {
     reject: h('button', { type: 'button', onclick: () => press('reject') }, 'Reject'),
     edit: h('button', { type: 'button', onclick: () => press('edit') }, 'Edit'),
   }
+  const actions = h('div', { class: 'actions' }, Object.values(buttons), says)
   const more = h('div', { class: 'more' })
   const element = h(
     'article',
@@ -113,7 +117,7 @@ function cardView(call, { tools, now }, isOne, decided) {
       : null,
     call.votes ? h('p', { class: 'note' }, `${call.votes} approved so far; it takes more.`) : null,
     more,
-    h('div', { class: 'actions' }, buttons.approve, buttons.reject, buttons.edit, says),
+    actions,
   )
 
   /** In a card among several the pressed button can be pressed again: then it is undecided. */
@@ -125,6 +129,7 @@ function cardView(call, { tools, now }, isOne, decided) {
   function choose(choice) {
     if (choice !== 'reject' && isExpired) return
     more.replaceChildren()
+    actions.hidden = false
     if (choice === 'approve') decide('approve', approve(call), 'Will be approved')
     else if (choice === 'reject') rejecting()
     else editing()
@@ -143,11 +148,13 @@ function cardView(call, { tools, now }, isOne, decided) {
 
   function undecide() {
     more.replaceChildren()
+    actions.hidden = false
     if (isOne) decision = undefined
     else decide(undefined, undefined, '')
   }
 
   function rejecting() {
+    const byClick = document.activeElement === buttons.reject
     const keep = () => decide('reject', reject(call, reason.value), 'Will be rejected')
     const reason = h('input', {
       id: `${id}-why`,
@@ -177,8 +184,9 @@ function cardView(call, { tools, now }, isOne, decided) {
       ),
     )
     if (!isOne) keep()
+    actions.hidden = isOne
     // Only a click on this card moves the focus; "Reject all" leaves it where it is.
-    if (document.activeElement === buttons.reject) reason.focus()
+    if (byClick) reason.focus()
   }
 
   function editing() {
@@ -187,7 +195,10 @@ function cardView(call, { tools, now }, isOne, decided) {
     const submit = isOne ? (once ? 'Approve as changed' : 'Send the change') : 'Keep the change'
     const keep = () => {
       const input = form.read()
-      if (input !== undefined) decide('edit', edit(call, input), 'Will be changed')
+      if (input === undefined) return
+      more.replaceChildren(h('h4', {}, 'Changed to'), pairsTable(Object.entries(input)))
+      actions.hidden = false
+      decide('edit', edit(call, input), 'Will be sent as changed')
     }
     if (kind !== undefined) decide(undefined, undefined, '')
     more.append(
@@ -210,7 +221,9 @@ function cardView(call, { tools, now }, isOne, decided) {
         ),
       ),
     )
+    actions.hidden = true
     more.querySelector('input, select, textarea')?.focus()
+    more.scrollIntoView({ block: 'nearest' })
   }
 
   function submitted(act) {
@@ -220,11 +233,13 @@ function cardView(call, { tools, now }, isOne, decided) {
     }
   }
 
+  /** Escape does the same. */
   function cancel(backTo) {
     const onclick = () => {
       undecide()
       backTo.focus()
     }
+    more.onkeydown = ({ key }) => key === 'Escape' && onclick()
     return h('button', { type: 'button', onclick }, 'Cancel')
   }
 
@@ -253,7 +268,8 @@ function inputTable({ input, effective_input: effective = input }) {
 }
 
 function duration(ms) {
-  const seconds = Math.ceil(ms / 1000)
-  if (seconds >= 7200) return `${Math.floor(seconds / 3600)} h`
+  const seconds = Math.floor(ms / 1000)
+  if (seconds > 3600)
+    return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`
   return `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, '0')}`
 }

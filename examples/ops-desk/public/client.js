@@ -1,4 +1,5 @@
-// A client of the HelpDesk protocol in one file: no dependency, no build; for browsers and for Node. Copy it.
+// A client of the HelpDesk protocol in one file: no dependency, no build; for browsers and for Node. Copy it, with
+// client.d.ts, which says what each thing takes and gives.
 // It keeps the thread, reads the stream, carries the session back and forth, and sends decisions. It draws nothing.
 //
 //   const thread = new Thread({ base: 'http://127.0.0.1:8000' })
@@ -13,28 +14,19 @@
 // - The same decisions may be sent again at any time: each call runs at most once, and a repetition is answered with
 //   what happened. So after a lost connection the right thing is `retry()`.
 
-/** @typedef {{ role: 'user' | 'assistant', content: string, timestamp: string, data: Record<string, any>,
- *   meta_data?: Record<string, any> }} Message  as it goes over the wire */
-/** @typedef {{ id: string, type: string, name: string, input: any, description: string, effective_input?: any,
- *   preview?: string, reasons?: string[], expires_at?: string, path?: string[], votes?: number }} Call  one that waits */
-/** @typedef {{ id: string, type: string, name: string, input: any, path?: string[], execute: boolean,
- *   rejection_reason?: string, edited_input?: any }} Decision */
-/** @typedef {{ signal?: AbortSignal, onEvent?: (event: any, message: Message) => void }} TurnOptions
- *  `onEvent` gets each event of the stream, and the answer as it has grown with it. */
-
-/** Approves the call as it was shown. @param {Call} call @returns {Decision} */
+/** Approves the call as it was shown. */
 export function approve(call) {
   return { ...echo(call), execute: true }
 }
 
-/** Rejects it. The reason is told to the model; the wire needs one. @param {Call} call @returns {Decision} */
+/** Rejects it. The reason is told to the model; the wire needs one. */
 export function reject(call, reason = '') {
   return { ...echo(call), execute: false, rejection_reason: reason.trim() || 'not approved' }
 }
 
 /**
  * Approves it with another input. A tool that is not `editable` answers with a new call, which then waits for approval.
- * @param {Call} call @returns {Decision}
+ *
  */
 export function edit(call, input) {
   return { ...echo(call), execute: true, edited_input: input }
@@ -47,11 +39,6 @@ function echo({ id, type, name, input, path }) {
 /** Why a turn did not end as it should. `message` is a sentence for a person. */
 export class ChatError extends Error {
   name = 'ChatError'
-  /**
-   * @param {string} message
-   * @param {{ code: string, status?: number, retryable?: boolean, retryAfterMs?: number, requestId?: string,
-   *   cause?: unknown }} facts  `code`: the server's, or `connection_lost`, `aborted`, `http_STATUS`, `not_ndjson`
-   */
   constructor(message, { cause, ...facts }) {
     super(message, { cause })
     Object.assign(this, { retryable: false }, facts)
@@ -60,9 +47,8 @@ export class ChatError extends Error {
 
 /** One conversation. Plain data but for its functions: `toJSON` it, and give that to `new Thread` later. */
 export class Thread {
-  /** @type {Message[]} */
   messages = []
-  /** What arrived of an answer that broke off; `retry` drops it, `send` keeps it in the thread. @type {Message?} */
+  /** What arrived of an answer that broke off; `retry` drops it, `send` keeps it in the thread. */
   partial = null
   /** Add this to Date.now() to get the server's clock, for expiries. Milliseconds. */
   clockSkewMs = 0
@@ -82,7 +68,6 @@ export class Thread {
     partial = null,
   } = {}) {
     Object.assign(this, { id, messages, partial })
-    /** @type {(body: string, signal?: AbortSignal) => Promise<Response>} */
     this.post = async (body, signal) =>
       fetch(base + path, {
         method: 'POST',
@@ -101,7 +86,7 @@ export class Thread {
     return { id: this.id, messages: this.messages, partial: this.partial }
   }
 
-  /** The calls that wait for a decision. @returns {Call[]} */
+  /** The calls that wait for a decision. */
   get pending() {
     return this.messages.findLast(({ role }) => role === 'assistant')?.data.approvals ?? []
   }
@@ -125,8 +110,6 @@ export class Thread {
   /**
    * Says something. While calls wait, words without a decision reject them all, and are the reason.
    * Resolves to the whole answer; rejects with a ChatError, and then `retry` asks again.
-   * @param {string} text @param {TurnOptions & { session?: object }} [options]  `session` replaces the tools' session
-   * @returns {Promise<Message>}
    */
   send(text, { session, ...options } = {}) {
     const kept = Object.entries(this.wholeSession).filter(([key]) => key.startsWith('$'))
@@ -136,14 +119,12 @@ export class Thread {
 
   /**
    * Decides some or all of what waits; what is not named goes on waiting, under the same id.
-   * @param {Decision[]} decisions @param {TurnOptions & { text?: string }} [options]
-   * @returns {Promise<Message>}
    */
   decide(decisions, { text = '', ...options } = {}) {
     return this.say({ content: text, data: { approvals: decisions } }, options)
   }
 
-  /** The last message again, exactly as it was. @param {TurnOptions} [options] @returns {Promise<Message>} */
+  /** The last message again, exactly as it was. */
   retry(options = {}) {
     if (!this.unanswered) throw new Error('There is nothing to send again: the thread is answered.')
     this.partial = null

@@ -7,8 +7,9 @@ import { markdown } from './markdown.js'
 export function userView({ content, data }) {
   const decisions = data.approvals ?? []
   return h(
-    'section',
-    { class: 'turn user', 'aria-label': 'You' },
+    'article',
+    { class: 'turn user' },
+    h('h2', { class: 'unseen' }, 'You'),
     content ? h('p', { class: 'said' }, content) : null,
     decisions.length > 0 ? h('ul', { class: 'decisions' }, decisions.map(decisionView)) : null,
   )
@@ -36,10 +37,10 @@ export function title({ name, input }) {
 }
 
 /**
- * An answer. `update(message)` shows what it has become, `say(status)` what the agent is doing right now, `end()` that
+ * An answer. `around` runs each change of the page. `update(message)` shows what it has become, `say(status)` what the agent is doing right now, `end()` that
  * nothing more will come.
  */
-export function answerView(agent) {
+export function answerView(agent, around) {
   const acts = h('div', { class: 'acts' })
   const text = h('div', { class: 'prose' })
   const doing = h(
@@ -50,8 +51,9 @@ export function answerView(agent) {
   )
   const foot = h('p', { class: 'foot' })
   const element = h(
-    'section',
-    { class: 'turn agent', 'aria-label': agent, 'aria-busy': 'true' },
+    'article',
+    { class: 'turn agent', 'aria-busy': 'true' },
+    h('h2', { class: 'unseen' }, agent),
     acts,
     text,
     doing,
@@ -76,7 +78,7 @@ export function answerView(agent) {
     element,
     update(message) {
       cancelAnimationFrame(frame) // many deltas, one drawing
-      frame = requestAnimationFrame(() => draw(message))
+      frame = requestAnimationFrame(() => around(() => draw(message)))
     },
     say(status) {
       doing.lastChild.textContent = status
