@@ -276,6 +276,18 @@ against('obeys x-should-retry', {}, async (vendor) => {
   }
 })
 
+against(
+  'says that it follows no redirect',
+  { status: 307, pieces: ['{"text":"x"}'] },
+  async (vendor) => {
+    for (const stream of [true, false]) {
+      const { error } = await outcomeOf(make(vendor), { stream })
+      assert.deepEqual([error?.code, error?.status], ['provider_config', 307])
+      assert.match(error?.message ?? '', /answered 307: redirects are not followed$/)
+    }
+  },
+)
+
 against('tries as often as it is told', { status: 500 }, async (vendor) => {
   for (const retries of [0, 1, 4]) {
     vendor.asked.length = 0
@@ -430,13 +442,12 @@ test('keeps the order of a dispatcher that cannot pause, for a reader that is sl
 })
 
 test('a reader that stops stops the vendor, and no queue grows', async () => {
-  let drained = 0
+  let sent = 0
   const piece = `data: ${JSON.stringify('x'.repeat(1000))}\n\n`.repeat(64)
   const server = createServer(async (req, res) => {
     req.resume()
     res.writeHead(200, events)
-    for (let i = 0; i < 180; i++)
-      if (!res.write(piece)) await once(res, 'drain').then(() => drained++)
+    for (; sent < 180; sent++) if (!res.write(piece)) await once(res, 'drain')
     res.end(said('end').join(''))
   }).listen(0, '127.0.0.1')
   await once(server, 'listening')
@@ -448,12 +459,12 @@ test('a reader that stops stops the vendor, and no queue grows', async () => {
   let deltas = 0
   const done = provider.complete(request(), { onDelta: () => (deltas++ === 0 ? held : undefined) })
   let before = -1
-  while (drained !== before) {
-    before = drained
+  while (sent !== before) {
+    before = sent
     await new Promise((resolve) => setTimeout(resolve, 60))
   }
   assert.equal(deltas, 1)
-  assert.ok(drained < 150, `the vendor could send ${drained} of 180 pieces to nobody`)
+  assert.ok(sent < 150, `the vendor could send ${sent} of 180 pieces to nobody`)
   release()
   await done
   assert.equal(deltas, 180 * 64)

@@ -99,7 +99,9 @@ function readRequest(bytes: Buffer): { asked: Omit<Asked, 'closed'>; bytes: numb
   const headers: Record<string, string> = {}
   for (const header of rest) {
     const colon = header.indexOf(':')
-    headers[header.slice(0, colon).toLowerCase()] = header.slice(colon + 1).trim()
+    const name = header.slice(0, colon).toLowerCase()
+    const value = header.slice(colon + 1).trim()
+    headers[name] = name in headers ? `${headers[name]}, ${value}` : value
   }
   const end = split + 4 + Number(headers['content-length'] ?? 0)
   if (bytes.length < end) return undefined
