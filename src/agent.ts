@@ -1,7 +1,7 @@
 // The loop: one model call plus tools, again and again, until there is an answer or a person must decide.
 // Knows no HTTP and no vendor. All state of a run is in the run; an Agent is a plain object that many runs share.
 
-import { randomUUID } from 'node:crypto'
+import { randomBytes, randomUUID } from 'node:crypto'
 import {
   type Answer,
   type Call,
@@ -286,8 +286,8 @@ export async function run(
   const self = await prepare(agent, input, options)
   const started = performance.now()
   try {
-    await hear(self, input)
-    await converse(self)
+    if (!self.error) await hear(self, input)
+    if (!self.error) await converse(self)
   } catch (error) {
     await fail(self, error)
   }
@@ -445,6 +445,8 @@ interface Run {
   scope: Scope
   options: RunOptions
   streams: boolean
+  /** The state came with the request; else it is the thread. */
+  resumed: boolean
   /** Pending calls that only the thread remembers. */
   loose: Call[]
   /** Outcomes of calls that are not in the state, for the model. */
@@ -559,8 +561,13 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
     after: undefined,
   }
   let state: RunState | undefined
+  let failure: unknown
   if (typeof input.paused === 'object') state = structuredClone(input.paused)
-  else if (input.paused !== undefined) state = await openRun(scope, input.paused)
+  else if (input.paused !== undefined)
+    state = await openRun(scope, input.paused).catch((error) => {
+      failure = error
+      return undefined
+    })
   const runId =
     state?.runId ??
     (/^[\w.-]{1,64}$/.test(platform.run_id ?? '') ? platform.run_id : undefined) ??
@@ -575,7 +582,9 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
     threadId,
     frozen: [],
   })
-  if (input.paused !== undefined && !state)
+  self.resumed = state !== undefined
+  if (failure) await fail(self, failure)
+  else if (input.paused !== undefined && !state)
     self.fact('PausedRunIgnored', {
       reason: 'it was not sealed here for this agent, principal, thread and context',
     })
@@ -653,6 +662,7 @@ async function runOf(agent: Agent, state: RunState, path: string[], shared: Shar
     limits: { ...runLimits, ...agent.limits, ...options.limits },
     gate: new Gate(scope, tools, policies, isFrozen, path),
     streams: options.emit !== undefined && path.length === 0,
+    resumed: false,
     loose: [],
     told: [],
     text: '',
@@ -709,8 +719,7 @@ function* waiting(self: Run): Generator<{ at: Run; call: Call }> {
 
 /** Carries out the decisions, one after another, then hands the person's words to the model or keeps them. */
 async function hear(self: Run, input: RunInput): Promise<void> {
-  const { desk, state } = self
-  const paused = state.calls.length > 0
+  const { desk, state, resumed } = self
   for (const { at, call } of [...waiting(self)]) {
     const decision = desk.decisions.get(call.id)
     desk.decisions.delete(call.id)
@@ -728,7 +737,7 @@ async function hear(self: Run, input: RunInput): Promise<void> {
     if (desk.signal.aborted) break
     await hearStray(self, decision, known)
   }
-  for (const said of paused ? [] : (input.proposed ?? [])) {
+  for (const said of resumed ? [] : (input.proposed ?? [])) {
     const call = desk.decisions.has(nonceOf(said.id))
       ? undefined
       : await gateAt(self, said.path)?.restore(said, said.id)
@@ -745,8 +754,8 @@ async function hear(self: Run, input: RunInput): Promise<void> {
       await self.emit(event(desk.lines.filter((line) => line.lists?.includes(list))))
   desk.lines = []
   const last = normalized(input.messages).at(-1)
-  const words = last?.role === 'user' && paused ? last.parts : []
-  if (paused && [...waiting(self)].length > 0) {
+  const words = last?.role === 'user' && resumed ? last.parts : []
+  if (resumed && [...waiting(self)].length > 0) {
     if (desk.words) state.kept.push(desk.words)
     return
   }
@@ -772,6 +781,11 @@ function silence(id: string, words: string): Decision {
 
 /** A decision on a call that the state does not hold: an old one, a forged one, or a client that echoes no state. */
 async function hearStray(self: Run, decision: Decision, known: Set<string>): Promise<void> {
+  const { agent } = self
+  // An item of `cmds` has no name: it can only be the agent's one command tool, or nothing.
+  const shells = (agentAt(agent, decision.path)?.tools ?? []).filter((t) => t.type === 'command')
+  if (decision.name === undefined && decision.lists?.includes('cmds') && shells.length === 1)
+    decision = { ...decision, name: shells[0]?.name ?? '' }
   const said = decision.known ?? { name: decision.name ?? '', input: decision.input }
   const gate = gateAt(self, decision.path)
   const answer: Answer = gate
@@ -1082,7 +1096,9 @@ async function intercepted(self: Run, interceptors: RequestInterceptor[]): Promi
   }
   if (maxTokens !== undefined) request.maxTokens = maxTokens
   if (temperature !== undefined) request.temperature = temperature
-  if (toolChoice !== undefined) request.toolChoice = toolChoice
+  // A forced tool is forced once: forced again after its result, the model could never answer.
+  const forced = typeof toolChoice === 'object' && desk.toolCalls > 0
+  if (toolChoice !== undefined) request.toolChoice = forced ? 'auto' : toolChoice
   if (interceptors.length === 0) return request
   const seen: InterceptedRequest = {
     messages: structuredClone(request.messages),
@@ -1185,7 +1201,7 @@ async function conclude(self: Run, agent: Agent): Promise<RunResult> {
     if (commands.length > 0) await self.emit({ type: 'commands', commands })
     await self.emit({ type: 'approvals', approvals: pending })
     if (toolCalls.length > 0) await self.emit({ type: 'tool_calls', toolCalls })
-    self.fact('ApprovalRequested', { calls: pending })
+    self.fact('ApprovalRequested', { calls: structuredClone(pending) })
   }
   const sealed = calls.length > 0 ? await sealRun(self, calls).catch(() => undefined) : undefined
   const { text } = self
@@ -1204,11 +1220,15 @@ async function conclude(self: Run, agent: Agent): Promise<RunResult> {
   }
 }
 
-/** The tool of a call, through the agent tools that lead to it. */
-function toolAt(agent: Agent, path: string[] = [], name: string): Tool | undefined {
+/** The agent that the names of agent tools lead to. */
+function agentAt(agent: Agent, path: string[] = []): Agent | undefined {
   let at: Agent | undefined = agent
-  for (const step of path) at = at && (toolsOf(at).tools.get(step)?.agent as Agent | undefined)
-  return at && toolsOf(at).tools.get(name)
+  for (const name of path) at = at && (toolsOf(at).tools.get(name)?.agent as Agent | undefined)
+  return at
+}
+function toolAt(agent: Agent, path: string[] | undefined, name: string): Tool | undefined {
+  const owner = agentAt(agent, path)
+  return owner && toolsOf(owner).tools.get(name)
 }
 
 function shown(agent: Agent, call: Call): PendingCall {
@@ -1263,7 +1283,7 @@ async function sealRun(self: Run, calls: Call[]): Promise<string | undefined> {
     )
   if (sealed.length <= limits.runBytes) return sealed
   if (authority.store instanceof MemoryStore) return undefined
-  const ref = nonce().slice(3) + nonce().slice(3, 9)
+  const ref = randomBytes(16).toString('base64url')
   const latest = Math.max(...calls.map((call) => call.expiresAt ?? 0))
   await authority.store.set(`run:${ref}`, sealed, latest - Date.now() + 86_400_000)
   return `ref:${ref}`
@@ -1391,6 +1411,8 @@ export function dataBlock(
 function normalized(messages: RunInput['messages']): Message[] {
   if (typeof messages === 'string')
     return [{ role: 'user', parts: [{ type: 'text', text: messages }] }]
+  if (!Array.isArray(messages))
+    throw new DcafError('invalid_argument', 'messages must be a text or an array of messages')
   return messages.map((message, index): Message => {
     const { role } = message as { role: string }
     if (role !== 'user' && role !== 'assistant')

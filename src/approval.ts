@@ -293,11 +293,8 @@ export class Gate {
   async recall(said: Said, proof: string): Promise<Answer | undefined> {
     const id = parseId(proof)
     const one = id && (await this.#verify(id, said))
-    if (!one) return undefined
-    return (
-      (await this.#past(one)) ??
-      (Date.now() > one.expires + skewMs ? expired(one.expires) : undefined)
-    )
+    const past = one && (await this.#past(one))
+    return past ?? (id && Date.now() > id.expires + skewMs ? expired(id.expires) : undefined)
   }
 
   /** A call that only the thread remembers, as a person must see it again; `undefined` where its id does not hold. */
@@ -330,7 +327,7 @@ export class Gate {
     if (size > inputBytes)
       return `The input of ${tool.name} has ${size} bytes; the limit inputBytes is ${inputBytes}.`
     const problem = unsound(input, 64, 100_000)
-    const result = problem ? { problem } : await tool.validate(input)
+    const result = problem ? { problem } : await tool.validate(copy(input))
     if ('problem' in result)
       return `Invalid input for ${tool.name}: ${this.#scope.mask(result.problem)}`
     return { value: result.value, ...(await this.#judge(tool, result.value)) }
@@ -850,8 +847,13 @@ function time(at: number): string {
 export function words(error: unknown): string {
   return error instanceof Error ? error.message : String(error)
 }
+/** What a policy or a preview does to its input must not reach the tool. */
 function copy(input: unknown): unknown {
-  return structuredClone(input)
+  try {
+    return structuredClone(input)
+  } catch {
+    return JSON.parse(JSON.stringify(input))
+  }
 }
 
 /** The first field whose characters an approver could not see. */
@@ -871,19 +873,17 @@ function hides(value: unknown): boolean {
   return typeof value === 'object' && value !== null && Object.entries(value).flat().some(hides)
 }
 
-/** At most `limit` bytes of UTF-8: the head, a marker, the tail; no character is cut. */
+/** At most `limit` bytes of UTF-8: the head, a marker, the tail; no character is cut, and no large copy is made. */
 export function cap(text: string, limit: number): string {
   const bytes = text.length * 3 > limit ? Buffer.byteLength(text) : 0
   if (bytes <= limit) return text
   const marker = `\n[... ${bytes} bytes, cut to ${limit} ...]\n`
-  const head = Math.floor((limit - marker.length) * 0.75)
-  const whole = Buffer.from(text)
+  const room = Math.max(0, limit - marker.length)
+  const tail = Math.floor(room / 4)
   const clean = (part: Buffer) => part.toString('utf8').replace(/^\uFFFD+|\uFFFD+$/g, '')
-  return (
-    clean(whole.subarray(0, head)) +
-    marker +
-    clean(whole.subarray(bytes - (limit - marker.length - head)))
-  )
+  const head = Buffer.from(text.slice(0, room)).subarray(0, room - tail)
+  const end = Buffer.from(text.slice(text.length - tail))
+  return clean(head) + marker + clean(end.subarray(end.length - tail))
 }
 
 async function within<T>(ms: number, work: T | Promise<T>): Promise<T> {
