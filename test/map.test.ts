@@ -1,0 +1,92 @@
+// Imports point down. The map is in README; an arrow that is not in it fails here.
+
+import assert from 'node:assert/strict'
+import { globSync, readFileSync } from 'node:fs'
+import { dirname, join, relative } from 'node:path'
+import { test } from 'node:test'
+
+const src = join(import.meta.dirname, '../src')
+const free = [
+  'providers/provider',
+  'mask',
+  'store',
+  'session',
+  'tool',
+  'proof',
+  'approval',
+  'agent',
+]
+const allowed: Record<string, string[]> = {
+  'providers/provider': [],
+  store: ['providers/provider'],
+  session: ['providers/provider'],
+  mask: ['providers/provider'],
+  tool: ['providers/provider', 'session'],
+  proof: ['providers/provider', 'store', 'tool'],
+  approval: ['providers/provider', 'mask', 'proof', 'store', 'tool'],
+  agent: ['providers/provider', 'approval', 'mask', 'proof', 'session', 'store', 'tool'],
+  protocol: ['providers/provider', 'tool'],
+  http: [
+    'providers/provider',
+    'agent',
+    'approval',
+    'mask',
+    'protocol',
+    'session',
+    'sessions',
+    'store',
+    'tool',
+  ],
+  sessions: ['http', 'mask', 'proof', 'protocol', 'session'],
+}
+/** What one may leave out stands on the core and on nothing beside it. */
+const optional = [...free, 'http', 'protocol']
+
+const files = globSync('**/*.ts', { cwd: src }).map((file) => file.replace(/\.ts$/, ''))
+
+function importsOf(file: string): { path: string; typeOnly: boolean }[] {
+  const text = readFileSync(join(src, `${file}.ts`), 'utf8')
+  const found = text.matchAll(
+    /^(import|export)( type)?[^;]*?from '(\.[^']+)\.ts'|import\('(\.[^']+)\.ts'\)/gms,
+  )
+  return [...found].map(([, , type, path, dynamic]) => ({
+    path: relative(src, join(src, dirname(file), path ?? dynamic ?? '')),
+    typeOnly: type !== undefined,
+  }))
+}
+
+for (const file of files.filter((name) => name !== 'index' && name !== 'cli'))
+  test(`src/${file}.ts imports only what lies below it`, () => {
+    for (const { path, typeOnly } of importsOf(file)) {
+      const inside = dirname(file)
+      const ours =
+        allowed[file]?.includes(path) ??
+        (inside === 'providers'
+          ? path.startsWith('providers/') || (typeOnly && path === 'tool')
+          : path === 'providers/provider' ||
+            path.startsWith(`${inside}/`) ||
+            optional.includes(path))
+      assert.ok(ours, `${file} -> ${path}`)
+    }
+  })
+
+test('only bedrock loads the AWS SDK, only the wire loads undici, and only by name', () => {
+  const users = (name: string) =>
+    files.filter((file) =>
+      new RegExp(`(from|import\\() ?'${name}`).test(readFileSync(join(src, `${file}.ts`), 'utf8')),
+    )
+  assert.ok(users('@aws-sdk/').every((file) => file.startsWith('providers/bedrock')))
+  assert.ok(users('undici').every((file) => file.startsWith('providers/')))
+})
+
+test('index.ts is the only barrel, and it loads no provider', () => {
+  const barrels = files.filter((file) =>
+    /^export \*/m.test(readFileSync(join(src, `${file}.ts`), 'utf8')),
+  )
+  assert.deepEqual(barrels, ['index'])
+  const reached = importsOf('index').map(({ path }) => path)
+  assert.deepEqual(
+    reached.filter((path) => /^(providers|stores|bridges)\//.test(path)),
+    ['providers/provider'],
+  )
+})
