@@ -140,10 +140,11 @@ describe('with which values', () => {
   test('they hold for requests that say nothing else, in what is sent and what is rendered', async () => {
     const provider = await fromEnv({ DCAF_TEMPERATURE: '0', DCAF_MAX_TOKENS: '512' })
     await provider.complete(ask)
-    const { body, headers } = vendor.asked.at(-1) ?? { body: {}, headers: {} }
+    const sent = vendor.asked.at(-1)
+    const body = sent?.body
     assert.deepEqual([body.temperature, body.max_tokens], [0, 512])
     assert.deepEqual(provider.render(ask), body)
-    assert.equal(headers.authorization, 'Bearer test-key')
+    assert.equal(sent?.headers.authorization, 'Bearer test-key')
     await provider.complete({ ...ask, temperature: 0.7, maxTokens: 5 })
     const own = vendor.asked.at(-1)?.body
     assert.deepEqual([own.temperature, own.max_tokens], [0.7, 5])
