@@ -65,7 +65,7 @@ const howToKey =
 
 /** Throws a ConfigError that lists `allowed`. Upper case will do. */
 function oneOf<const T extends string>(name: string, value: string, allowed: readonly T[]): T {
-  const found = allowed.find((word) => word === value.toLowerCase())
+  const found = allowed.find((word) => word === value.trim().toLowerCase())
   if (found) return found
   throw new ConfigError(
     `${name} must be one of ${allowed.join(', ')}, got ${JSON.stringify(value)}`,

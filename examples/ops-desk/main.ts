@@ -5,7 +5,7 @@ import { once } from 'node:events'
 import { createServer, type Server } from 'node:http'
 import { type AddressInfo, isIPv6 } from 'node:net'
 import { inspect } from 'node:util'
-import { drain, serverOptions, withHeaderLimit, withHostCheck } from '../../src/door.ts'
+import { drain, onSignals, serverOptions, withHeaderLimit, withHostCheck } from '../../src/door.ts'
 import { chatHandler } from '../../src/http.ts'
 import { type Agent, DcafError, type Provider } from '../../src/index.ts'
 import { providerFromEnv } from '../../src/providers/env.ts'
@@ -45,8 +45,6 @@ async function start(): Promise<void> {
   const routes = withHeaderLimit(async (req, res) => page(req, res) || (await chat(req, res)))
   // On the loopback only pages of the loopback may call: no other site can point its name here.
   const isLocal = /^(127\.|::1$|localhost$)/.test(config.host)
-  if (!isLocal)
-    log({ level: 'warn', event: 'open', message: `Whoever reaches ${config.host} can approve` })
   const handle = isLocal ? withHostCheck(routes) : routes
   const server = createServer(serverOptions, async (req, res) => {
     if (await handle(req, res)) return
@@ -54,15 +52,20 @@ async function start(): Promise<void> {
   })
   await listen(server, config)
 
-  let signals = 0
-  const shutDown = async (signal: NodeJS.Signals): Promise<void> => {
-    if (++signals > 1) process.exit(1) // asked twice: at once
-    log({ level: 'info', event: 'shutdown', signal })
+  onSignals(server, chat, {
+    finish: async (drained) => {
+      log({ level: 'info', event: 'stopped', ...drained })
+      await close()
+    },
+  })
+  // Nobody knows what state this is: finish what runs, and let whoever watches over the process start it again.
+  process.once('uncaughtException', async (error) => {
+    log({ level: 'error', event: 'uncaught', message: inspect(error) })
     await drain(server, chat)
-    await close()
-    process.exit(0)
-  }
-  process.on('SIGTERM', shutDown).on('SIGINT', shutDown)
+    process.exit(1)
+  })
+  if (!isLocal)
+    log({ level: 'warn', event: 'open', message: `Whoever reaches ${config.host} can approve` })
   tellReady(server, config, provider)
 }
 
