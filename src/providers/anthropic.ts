@@ -155,7 +155,7 @@ const reasons: Record<string, FinishReason> = {
 
 /** From a whole Message object; `fold` puts a streamed one together to the same shape, with calls' input as text. */
 function toReply(message: Block, answer: wire.Answer): ModelReply {
-  if (message.type === 'error') throw answer.refuse(message)
+  if (message.error) throw answer.refuse(message)
   const { content, type, role, stop_reason, ...rest } = message
   const finish = reasons[stop_reason] ?? 'stop'
   const opaque = (data: unknown): Part => ({ type: 'opaque', provider: name, data })
@@ -190,15 +190,17 @@ function fold(answer: wire.Answer): wire.Fold {
       if (type === 'content_block_start') {
         if (index !== message.content.length) throw new TypeError('blocks out of order')
         message.content.push(json.content_block)
-        if (json.content_block.type === 'text') return json.content_block.text
-      } else if (type === 'message_start') message = { ...json.message, content: [] }
-      else if (type === 'message_delta') {
+        if (json.content_block.type === 'text') return wire.string(json.content_block.text)
+      } else if (type === 'message_start') {
+        if (message.content.length) throw new TypeError('begun twice')
+        message = { ...json.message, content: [] }
+      } else if (type === 'message_delta') {
         message = { ...message, ...delta, usage: { ...message.usage } }
         // Repeats whole counts, not increments; older servers leave most of them out.
         for (const [key, value] of Object.entries(json.usage ?? {})) {
           if (value !== null) message.usage[key] = value
         }
-      } else if (type === 'error') throw answer.refuse(json)
+      } else if (json.error) throw answer.refuse(json)
       else if (type === 'message_stop') this.done = true
       return undefined // for `ping` and kinds to come
     },
@@ -223,7 +225,8 @@ function fold(answer: wire.Answer): wire.Fold {
       inputs[index] = wire.append(answer, inputs[index] ?? '', wire.string(delta.partial_json))
     } else if (delta.type === 'citations_delta') {
       block.citations = [...(block.citations ?? []), delta.citation]
-    } else if (delta.type === 'thinking_delta') block.thinking += wire.string(delta.thinking)
+    } else if (delta.type === 'thinking_delta')
+      block.thinking = (block.thinking ?? '') + delta.thinking
     else {
       // Signatures, and kinds to come: they carry final values.
       const { type, ...final } = delta

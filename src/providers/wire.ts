@@ -66,7 +66,7 @@ export interface ProviderErrorOptions extends DcafErrorOptions {
   /** The vendor's name for the request, for its support. */
   requestId?: string
   /** Fewer retries than usual: a clock that ran out is tried once more at the most. */
-  maxRetries?: number
+  maxRetries?: number | undefined
 }
 
 /** A model call that failed. The message names host and answer, never the key, never what was asked. */
@@ -319,25 +319,14 @@ export function timeoutError(
   option: keyof Timeouts,
   ms: number,
 ): ProviderError {
-  const what = {
-    connectMs: 'did not accept a connection',
-    firstEventMs: 'sent nothing',
-    idleMs: 'stopped sending',
-    stepMs: 'did not finish',
-  }[option]
-  return new ProviderError(
-    'provider_timeout',
-    `${host} ${what} within ${ms} ms (timeouts.${option})`,
-    {
-      provider,
-      retryable: true,
-      ...(option === 'stepMs'
-        ? { maxRetries: 0 }
-        : option === 'connectMs'
-          ? {}
-          : { maxRetries: 1 }),
-    },
-  )
+  const [what, maxRetries] = {
+    connectMs: ['did not accept a connection', undefined],
+    firstEventMs: ['sent nothing', 1],
+    idleMs: ['stopped sending', 1],
+    stepMs: ['did not finish', 0],
+  }[option] as [string, number | undefined]
+  const message = `${host} ${what} within ${ms} ms (timeouts.${option})`
+  return new ProviderError('provider_timeout', message, { provider, retryable: true, maxRetries })
 }
 
 /** First-event, idle and step clock of one attempt on one timer, which looks at the time instead of being reset. */
@@ -752,10 +741,10 @@ export function notAnswered(
 ): ProviderError {
   const code = causeOf(cause)
   if (code === 'UND_ERR_CONNECT_TIMEOUT') return noConnection()
-  if (/CERT|TLS|SSL|SELF_SIGNED|ISSUER|ALTNAME/.test(code)) {
+  if (/CERT|TLS|SSL|SELF_SIGNED|ISSUER|VERIFY/.test(code)) {
     return fail('provider_config', `has no certificate to trust (${code})`, { cause })
   }
-  if (/^(E[A-Z_]+|UND_ERR_(SOCKET|CLOSED|DESTROYED))$/.test(code)) {
+  if (/^(E(?!RR_)[A-Z_]+|UND_ERR_(SOCKET|CLOSED|DESTROYED))$/.test(code)) {
     return fail('provider_error', `cannot be reached (${code})`, { retryable: true, cause })
   }
   const ours = code === 'UND_ERR_INVALID_ARG' ? 'provider_config' : 'provider_invalid'
@@ -1156,16 +1145,15 @@ export function toReply(
 }
 
 /** Usage of a wire whose input leaves out what was read from the cache and what was written to it. */
-export function toUsage(
-  input: number | null | undefined,
-  output: number | null | undefined,
-  cacheRead: number | null | undefined,
-  cacheWrite: number | null | undefined,
-): Usage {
-  const cacheReadTokens = cacheRead ?? 0
-  const cacheWriteTokens = cacheWrite ?? 0
-  const inputTokens = (input ?? 0) + cacheReadTokens + cacheWriteTokens
-  return { inputTokens, outputTokens: output ?? 0, cacheReadTokens, cacheWriteTokens }
+export function toUsage(input: unknown, output: unknown, read: unknown, write: unknown): Usage {
+  const [cacheReadTokens, cacheWriteTokens] = [count(read), count(write)]
+  const inputTokens = count(input) + cacheReadTokens + cacheWriteTokens
+  return { inputTokens, outputTokens: count(output), cacheReadTokens, cacheWriteTokens }
+}
+
+/** A number of tokens, or 0 for what is absent or no number. */
+export function count(value: unknown): number {
+  return typeof value === 'number' && value > 0 ? value : 0
 }
 
 /** For what is not a string where the wire says string: thrown inside a fold or a parse it becomes `provider_invalid`. */

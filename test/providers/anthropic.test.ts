@@ -649,6 +649,48 @@ against(
   },
 )
 
+against(
+  'takes an error for an error under any status',
+  { pieces: ['{"error":{"type":"overloaded_error","message":"busy"}}'] },
+  async (vendor) => {
+    const { error } = await outcomeOf(made(vendor, { retries: 0 }), { stream: false })
+    assert.equal(error?.code, 'provider_overloaded')
+  },
+)
+
+against(
+  'refuses a stream that begins twice instead of losing what came before',
+  streamOf(
+    start,
+    ...block(0, { type: 'text', text: '' }, ...said('lost')),
+    start,
+    ending('end_turn'),
+    stop,
+  ),
+  async (vendor) => {
+    const { error, text } = await outcomeOf(made(vendor))
+    assert.deepEqual([error?.code, text], ['provider_invalid', 'lost'])
+  },
+)
+
+against(
+  'counts no tokens where the usage is nonsense or missing',
+  streamOf(
+    { ...start, message: { ...start.message, usage: undefined } },
+    ending('end_turn', {}, { output_tokens: '9', cache_read_input_tokens: -3 }),
+    stop,
+  ),
+  async (vendor) => {
+    const { reply } = await outcomeOf(made(vendor))
+    assert.deepEqual(reply?.usage, {
+      inputTokens: 0,
+      outputTokens: 0,
+      cacheReadTokens: 0,
+      cacheWriteTokens: 0,
+    })
+  },
+)
+
 for (const [type, code, asked] of [
   ['overloaded_error', 'provider_overloaded', 3],
   ['rate_limit_error', 'provider_overloaded', 3],
