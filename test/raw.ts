@@ -1,0 +1,51 @@
+// A client that is a bare socket: what it sends is what was written, and what comes back is kept as it came.
+
+import { connect, type Socket } from 'node:net'
+
+export interface Raw {
+  socket: Socket
+  /** Everything received so far. */
+  text(): string
+  send(text: string): void
+  /** Resolves once `part` was received, or with what there is when the connection ended before. */
+  until(part: string): Promise<string>
+  /** Resolves with everything once the other side has closed. */
+  closed: Promise<string>
+}
+
+export function raw(port: number, first = ''): Promise<Raw> {
+  return new Promise((resolve, reject) => {
+    const socket = connect(port, '127.0.0.1')
+    const chunks: Buffer[] = []
+    const waiting = new Set<() => void>()
+    const text = () => Buffer.concat(chunks).toString()
+    const wake = () => {
+      for (const check of waiting) check()
+    }
+    socket.on('data', (chunk) => {
+      chunks.push(chunk)
+      wake()
+    })
+    const closed = new Promise<string>((done) =>
+      socket.on('close', () => {
+        wake()
+        done(text())
+      }),
+    )
+    const until = (part: string) =>
+      new Promise<string>((done) => {
+        const check = () => {
+          if (!text().includes(part) && !socket.destroyed) return
+          waiting.delete(check)
+          done(text())
+        }
+        waiting.add(check)
+        check()
+      })
+    socket.on('error', reject) // after the connection is there: nobody listens, and 'close' follows
+    socket.on('connect', () => {
+      socket.write(first)
+      resolve({ socket, text, send: (more) => socket.write(more), until, closed })
+    })
+  })
+}
