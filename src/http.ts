@@ -130,6 +130,7 @@ interface Ask {
   echo?: Record<string, unknown> | undefined
   stream?: Lines | undefined
   outcome?: Record<string, unknown>
+  admitted?: boolean
 }
 type Live = { stop: AbortController; hard: AbortController }
 
@@ -150,7 +151,7 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
     mode === 'plain'
       ? undefined
       : import('./sessions.ts').then((m) => m.keeper(mode, authority, options.sessionKey))
-  const door: Door = { ...options, options, agent, store, limits, keeper }
+  const door: Door = { ...options, options, agent, store, limits, keeper, admitted: 0 }
   if (trustClient)
     note(door, undefined, 'warn', 'trust_client', {
       message: 'approvals are accepted without proof',
@@ -189,17 +190,13 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
       try {
         if (draining)
           throw new DcafError('shutting_down', 'the server is shutting down', { retryable: true })
-        if (live.size > limits.concurrent)
-          throw new DcafError(
-            'busy',
-            `more than ${limits.concurrent} requests at once (limit concurrent)`,
-            { retryable: true, retryAfterMs: 1000 },
-          )
+        admit(door)
         await answer(door, ask, each)
       } catch (error) {
         await failed(door, ask, error)
       }
       live.delete(each)
+      if (ask.admitted) door.admitted--
       const durationMs = Math.round(performance.now() - started)
       note(door, ask, 'info', 'request', {
         method: req.method,
@@ -240,6 +237,8 @@ type Door = ChatOptions & {
   store: Store
   limits: ChatLimits
   options: ChatOptions
+  /** Requests whose body is read and whose run is under way: a slow sender takes no place. */
+  admitted: number
   keeper: Promise<Keeper> | undefined
 }
 /** How a session comes and goes where it does not travel readable; sessions.ts makes them. */
@@ -291,11 +290,20 @@ async function answer(door: Door, ask: Ask, live: Live): Promise<void> {
         throw new DcafError('unauthenticated', 'Who asks is not known.')
     }
     const body = parse(await readBody(req, limits.bodyBytes, live.stop.signal), limits)
+    admit(door)
+    door.admitted++
+    ask.admitted = true
     await converse(door, ask, live, body)
   } finally {
     clearTimeout(timer)
     res.off('close', onClose)
   }
+}
+
+function admit({ admitted, limits }: Door): void {
+  if (admitted < limits.concurrent) return
+  const most = `The server answers ${limits.concurrent} requests at once (limit concurrent). Try again later.`
+  throw new DcafError('busy', most, { retryable: true, retryAfterMs: 1000 })
 }
 
 async function converse(door: Door, ask: Ask, live: Live, body: unknown): Promise<void> {
@@ -346,9 +354,37 @@ async function converse(door: Door, ask: Ask, live: Live, body: unknown): Promis
     ...(stream && { emit: (event: RunEvent) => relay(stream, event) }),
   }
   const input = inputOf(thread, items, incoming.$run, ask.mask)
-  const result =
-    typeof agent === 'function' ? await agent(input, options) : await run(agent, input, options)
-  await finish(door, ask, result, at)
+  if (typeof agent !== 'function') return finish(door, ask, await run(agent, input, options), at)
+  await finish(door, ask, await heard(agent, input, options), at)
+}
+
+/** A function and what it said through `emit`, which counts over what it returns: both answers must be the same. */
+async function heard(agent: AgentFunction, input: RunInput, options: RunOptions): Promise<Answer> {
+  let text = ''
+  const lines = new Set<ExecutedCall>()
+  const emit = (event: RunEvent) => {
+    if (event.type === 'text_delta') text += event.text
+    for (const line of executedIn(event)) lines.add(line)
+    return options.emit?.(event)
+  }
+  try {
+    const answer = await agent(input, { ...options, emit })
+    return { executed: [...lines], ...answer, text: text || answer.text }
+  } catch (error) {
+    if (lines.size === 0) throw error
+    return {
+      text,
+      executed: [...lines],
+      error: toError(error),
+      ...(options.session && { session: options.session }),
+    }
+  }
+}
+
+function executedIn(event: RunEvent): ExecutedCall[] {
+  if (event.type === 'executed_tool_calls') return event.executedToolCalls
+  if (event.type === 'executed_commands') return event.executedCmds
+  return event.type === 'executed_approvals' ? event.executedApprovals : []
 }
 
 // ---------------------------------------------------------------- in
@@ -562,34 +598,23 @@ function relay(stream: Lines, event: RunEvent): Promise<void> | undefined {
   }
 }
 
-type Answer = Awaited<ReturnType<AgentFunction>>
+type Answer = Partial<Omit<RunResult, 'session'>> & {
+  text: string
+  session?: RunOptions['session']
+}
 
 async function finish(door: Door, ask: Ask, answer: Answer, at: At): Promise<void> {
   const { stream, requestId, res } = ask
-  const whole = 'state' in answer ? answer : undefined
-  const {
-    error,
-    executed = [],
-    pending = [],
-    usage = noUsage,
-    stop = 'end',
-    runId = requestId,
-  } = whole ?? {}
-  ask.outcome = { run_id: runId, stop_reason: stop === 'aborted' ? 'error' : stop }
-  if (error)
-    note(door, ask, 'error', 'failure', {
-      message: error.message,
-      code: error.code,
-      stack: error.stack,
-      cause: `${error.cause ?? ''}`,
-    })
-  if (error && executed.length === 0 && !stream?.started) throw error
+  const { executed = [], pending = [], usage = noUsage, stop = 'end', runId = requestId } = answer
   const kept =
     answer.session instanceof Session ? answer.session : new Session(answer.session ?? {})
-  const session = (await (door.keeper
-    ? (await door.keeper).close(kept, at)
-    : maskJson(kept.toJSON(), ask.mask ?? masker([])))) as Record<string, unknown>
-  if (whole?.paused) session.$run = whole.paused
+  const saved = await save(door, kept, at).catch(toError)
+  const error = answer.error ?? (saved instanceof DcafError ? saved : undefined)
+  ask.outcome = { run_id: runId, stop_reason: error ? 'error' : stop }
+  if (error && executed.length === 0 && !stream?.started) throw error
+  if (error) failure(door, ask, error)
+  const session = saved instanceof DcafError ? {} : saved
+  if (answer.paused) session.$run = answer.paused
   const replayed = executed.filter((call) => call.replayed).map((call) => [call.id, 'replayed'])
   const meta = {
     run_id: runId,
@@ -603,7 +628,7 @@ async function finish(door: Door, ask: Ask, answer: Answer, at: At): Promise<voi
     ...(replayed.length > 0 && { approvals: Object.fromEntries(replayed) }),
     ...(ask.echo && { request_context: ask.echo }),
   }
-  const failure = error && problemOf(error, requestId)
+  const problem = error && problemOf(error, requestId)
   const commands = pending.filter((call) => call.type === 'command')
   const toolCalls = pending.filter((call) => call.type !== 'command')
   if (stream) {
@@ -615,8 +640,8 @@ async function finish(door: Door, ask: Ask, answer: Answer, at: At): Promise<voi
     if (toolCalls.length > 0)
       await stream.write({ type: 'tool_calls', tool_calls: toolCalls.map(pendingCall) })
     const meta_data = { session, ...meta }
-    if (!failure) return stream.end({ type: 'done', stop_reason: stop, meta_data })
-    const { detail, ...rest } = failure
+    if (!problem) return stream.end({ type: 'done', stop_reason: stop, meta_data })
+    const { detail, ...rest } = problem
     return stream.end({
       type: 'error',
       error: detail,
@@ -644,13 +669,19 @@ async function finish(door: Door, ask: Ask, answer: Answer, at: At): Promise<voi
     meta_data: {
       ...meta,
       is_complete: pending.length === 0 && !error,
-      stop_reason: failure ? 'error' : stop,
-      ...(failure && { error: failure }),
+      stop_reason: problem ? 'error' : stop,
+      ...(problem && { error: problem }),
     },
     timestamp: new Date().toISOString(),
     user: null,
     agent: name ? { name, id: name } : null,
   })
+}
+
+/** The session as it goes out, secrets masked. */
+async function save({ keeper }: Door, session: Session, at: At): Promise<Record<string, unknown>> {
+  if (keeper) return (await keeper).close(session, at)
+  return maskJson(session.toJSON(), at.mask) as Record<string, unknown>
 }
 
 /** What every list shows of a pending call beside its own fields. */
@@ -861,14 +892,9 @@ function problemOf(error: DcafError, requestId: string): Problem {
 /** Nothing ran that the client was not told of: an error with its true status, or the last line of a stream. */
 async function failed(door: Door, ask: Ask, thrown: unknown): Promise<void> {
   const { res, stream, requestId } = ask
-  const error =
-    thrown instanceof DcafError
-      ? thrown
-      : new DcafError('internal_error', String(thrown), { cause: thrown })
-  const cause = thrown instanceof Error ? thrown.stack : undefined
+  const error = toError(thrown)
   const told = problemOf(error, requestId)
-  if (told.code === 'internal_error')
-    note(door, ask, 'error', 'failure', { message: error.message, code: error.code, stack: cause })
+  if (error.code !== 'aborted' && (statuses[told.code] ?? 500) >= 500) failure(door, ask, error)
   if (res.destroyed) return
   const { detail, ...rest } = told
   if (stream?.started) return stream.end({ type: 'error', error: detail, ...rest })
@@ -880,7 +906,24 @@ async function failed(door: Door, ask: Ask, thrown: unknown): Promise<void> {
   if (!ask.req.complete) setTimeout(() => ask.req.complete || ask.req.destroy(), 1000).unref()
 }
 
+function toError(thrown: unknown): DcafError {
+  if (thrown instanceof DcafError) return thrown
+  return new DcafError('internal_error', String(thrown), { cause: thrown })
+}
+
 // ---------------------------------------------------------------- the log
+
+/** The whole of an error, for the log alone. */
+function failure(door: Door, ask: Ask, error: DcafError): void {
+  const { message, code, stack, cause } = error
+  const why = cause instanceof Error ? cause.stack : cause
+  note(door, ask, 'error', 'failure', {
+    message,
+    code,
+    stack,
+    ...(why !== undefined && { cause: String(why) }),
+  })
+}
 
 function note(
   door: Door,
