@@ -1,16 +1,34 @@
 // The ops desk from the outside: its model that is none, its workers, its configuration, and the whole thing served.
 
 import assert from 'node:assert/strict'
-import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { request as httpRequest } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { describe, it, type TestContext } from 'node:test'
+import { after, before, describe, it, type TestContext } from 'node:test'
+import { fileURLToPath } from 'node:url'
 import { readConfig } from '../examples/ops-desk/config.ts'
 import { jsonLog } from '../examples/ops-desk/log.ts'
 import { diskUsage, processUsage, systemLoad } from '../examples/ops-desk/machine.ts'
 import { offline } from '../examples/ops-desk/offline.ts'
+import {
+  approve,
+  reject,
+  type Message as Said,
+  Thread,
+} from '../examples/ops-desk/public/client.js'
 import { startWorkers, type Workers, workerNames } from '../examples/ops-desk/workers.ts'
 import type { Message, ModelRequest, ToolResult, ToolSpec } from '../src/providers/provider.ts'
+import {
+  missing,
+  postgresPool,
+  postgresUrl,
+  redisClient,
+  redisUrl,
+  uniqueName,
+} from './services.ts'
 
 // ---- the offline model
 
@@ -192,11 +210,13 @@ async function workers(t: TestContext, options?: { graceMs?: number }): Promise<
   return started
 }
 
+/** One that has ended and waits for its parent to notice (a zombie) is not alive. */
 function isAlive(pid: number): boolean {
   try {
-    return process.kill(pid, 0)
-  } catch {
-    return false
+    process.kill(pid, 0)
+    return !/^\d+ \(.*\) Z/.test(readFileSync(`/proc/${pid}/stat`, 'utf8'))
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'ENOENT' && process.platform !== 'linux'
   }
 }
 
@@ -356,8 +376,428 @@ describe('the configuration', () => {
   })
 })
 
-void existsSync
-void mkdtempSync
-void rmSync
-void tmpdir
-void join
+// ---- the whole desk
+
+const folder = mkdtempSync(join(tmpdir(), 'ops-desk-test-'))
+after(() => rmSync(folder, { recursive: true, force: true }))
+const key = Buffer.alloc(32, 5).toString('base64')
+const program = fileURLToPath(new URL('../examples/ops-desk/main.ts', import.meta.url))
+
+interface Desk {
+  url: string
+  child: ChildProcess
+  /** All of stdout and stderr so far. */
+  out(): string
+  err(): string
+  /** Each real restart or stop. */
+  effects(): { call_id: string; name: string; old_pid: number; new_pid: number; time: string }[]
+  thread(): Thread
+  end(signal?: NodeJS.Signals): Promise<number | null>
+}
+
+let count = 0
+
+/** `main.ts` as a process of its own, on a free port, with nothing in its environment but `env`. */
+async function desk(env: Record<string, string> = {}): Promise<Desk> {
+  const file = env.DCAF_EFFECTS ?? join(folder, `effects-${++count}`)
+  const given = { PATH: process.env.PATH, PORT: '0', DCAF_EFFECTS: file, LOG_LEVEL: 'warn', ...env }
+  const child = spawn(process.execPath, [program], {
+    env: given,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  })
+  let out = ''
+  let err = ''
+  child.stdout.on('data', (bytes) => (out += bytes))
+  child.stderr.on('data', (bytes) => (err += bytes))
+  const exit = once(child, 'exit')
+  await Promise.race([once(child.stdout, 'data'), exit])
+  const url = /http:\S+/.exec(out)?.[0] ?? ''
+  return {
+    url,
+    child,
+    out: () => out,
+    err: () => err,
+    effects: () => {
+      const lines = existsSync(file) ? readFileSync(file, 'utf8').split('\n').filter(Boolean) : []
+      return lines.map((line) => JSON.parse(line))
+    },
+    thread: () => new Thread({ base: url }),
+    async end(signal = 'SIGKILL') {
+      if (child.exitCode === null && child.signalCode === null) child.kill(signal)
+      return (await exit)[0]
+    },
+  }
+}
+
+/** The pids that the desk tells, by name. */
+async function pids(of: Desk): Promise<Record<string, number | null>> {
+  const { data } = await of.thread().send('list processes')
+  const [list] = data.executed_tool_calls ?? []
+  const workers: { name: string; pid: number | null }[] = JSON.parse(list?.output ?? '[]')
+  return Object.fromEntries(workers.map(({ name, pid }) => [name, pid]))
+}
+
+const outputs = ({ data }: Said) => data.executed_approvals?.map(({ output }) => output) ?? []
+
+describe('the ops desk', () => {
+  let shared: Desk
+  before(async () => {
+    shared = await desk()
+  })
+  after(() => shared.end())
+
+  it('says in one line where it is, what its model is, and what to try', async () => {
+    assert.match(
+      shared.out(),
+      /^Ops desk on http:\/\/127\.0\.0\.1:\d+ \(model: offline \(no LLM\), .*\)\. .*try "list processes".*\n$/,
+    )
+    assert.equal((await fetch(`${shared.url}/health`)).status, 200)
+  })
+
+  it('restarts a real process only after a person approved exactly that', async () => {
+    const before = await pids(shared)
+    const thread = shared.thread()
+    await thread.send('restart web-1')
+    const [call] = thread.pending
+    assert.deepEqual([call?.name, call?.input], ['restart_process', { name: 'web-1' }])
+    assert.match(call?.preview ?? '', new RegExp(`now pid ${before['web-1']},`))
+    assert.deepEqual(await pids(shared), before)
+
+    const answer = await thread.decide(thread.pending.map((one) => approve(one)))
+    const now = await pids(shared)
+    const change = { name: 'web-1', old_pid: before['web-1'], new_pid: now['web-1'] }
+    assert.deepEqual(
+      outputs(answer).map((output) => JSON.parse(output)),
+      [change],
+    )
+    assert.notEqual(now['web-1'], before['web-1'])
+    assert.ok(isAlive(now['web-1'] as number) && !isAlive(before['web-1'] as number))
+    assert.match(answer.content, /Restarted \*\*web-1\*\*/)
+    const { time, ...effect } = shared.effects().at(-1) ?? { time: '' }
+    assert.deepEqual(effect, {
+      call_id: call?.id.split('.')[0],
+      tool: 'restart_process',
+      ...change,
+    })
+    assert.equal(new Date(time).toISOString(), time)
+  })
+
+  it('leaves alone what was rejected, says why, and asks again when asked again', async () => {
+    const before = await pids(shared)
+    const thread = shared.thread()
+    await thread.send('stop db-1')
+    const answer = await thread.decide(thread.pending.map((call) => reject(call, 'payday')))
+    assert.deepEqual(outputs(answer), ['Rejected: payday'])
+    assert.match(answer.content, /Not done: stop_process db-1.*payday/)
+    assert.deepEqual(await pids(shared), before)
+    await thread.send('stop db-1')
+    assert.equal(thread.pending.length, 1)
+    await thread.send("no, don't") // words that decide nothing else reject
+    assert.deepEqual([thread.pending, await pids(shared)], [[], before])
+  })
+
+  it('stops a worker, lists it as stopped, and starts it again', async () => {
+    const thread = shared.thread()
+    await thread.send('stop web-2')
+    await thread.decide(thread.pending.map((call) => approve(call)))
+    assert.equal((await pids(shared))['web-2'], null)
+    await thread.send('start web-2')
+    assert.match(thread.pending[0]?.preview ?? '', /web-2 is stopped\. Starts it\./)
+    await thread.decide(thread.pending.map((call) => approve(call)))
+    assert.ok(isAlive((await pids(shared))['web-2'] as number))
+  })
+
+  it('decides several calls one by one, and tells the model when none is left', async () => {
+    const thread = shared.thread()
+    await thread.send('restart web-1 and stop db-1')
+    const [first, second] = thread.pending
+    assert.ok(first && second)
+    await thread.decide([approve(first)])
+    assert.deepEqual(
+      thread.pending.map(({ id }) => id),
+      [second.id],
+    )
+    const answer = await thread.decide([reject(second)])
+    assert.match(answer.content, /Restarted \*\*web-1\*\*.*Not done: stop_process db-1/s)
+    assert.deepEqual(thread.pending, [])
+  })
+
+  it('touches none but its own workers, and says which they are', async () => {
+    const thread = shared.thread()
+    const { content } = await thread.send('restart nginx')
+    assert.deepEqual(thread.pending, [])
+    assert.match(content, /"web-1", "web-2", "db-1"/)
+  })
+
+  it('asks again where the process that was shown has been replaced', async () => {
+    const thread = shared.thread()
+    await thread.send('restart web-2')
+    const effects = shared.effects().length
+    process.kill((await pids(shared))['web-2'] as number, 'SIGKILL')
+    await until(async () => (await pids(shared))['web-2'] === null)
+    const answer = await thread.decide(thread.pending.map((call) => approve(call)))
+    assert.match(outputs(answer).join(), /^Not executed: the tool or what it would do changed/)
+    assert.equal(shared.effects().length, effects)
+    assert.match(thread.pending[0]?.preview ?? '', /web-2 is stopped/)
+    await thread.decide(thread.pending.map((call) => approve(call)))
+    assert.ok((await pids(shared))['web-2'])
+  })
+
+  it('runs a call once, however often and from wherever its approval is sent', async () => {
+    const effects = shared.effects().length
+    const thread = shared.thread()
+    await thread.send('restart web-1')
+    const decisions = thread.pending.map((call) => approve(call))
+    const saved = JSON.parse(JSON.stringify(thread))
+    const clients = Array.from(
+      { length: 8 },
+      (_, i) => new Thread({ base: shared.url, ...saved, messages: i % 2 ? saved.messages : [] }),
+    )
+    const answers = await Promise.all(clients.map((client) => client.decide(decisions)))
+    assert.equal(new Set(answers.flatMap(outputs)).size, 1)
+    assert.equal(shared.effects().length, effects + 1)
+  })
+
+  it('runs what a person changed in one step where the tool is editable', async () => {
+    const thread = shared.thread()
+    await thread.send('note on web-1: deploying at five')
+    const [call] = thread.pending
+    assert.ok(call)
+    const changed = { ...approve(call), edited_input: { name: 'web-1', text: 'deploying at six' } }
+    await thread.decide([changed])
+    const { content } = await thread.send('show the log of web-1')
+    assert.match(content, /note: deploying at six/)
+    assert.doesNotMatch(content, /deploying at five/)
+  })
+
+  it('remembers in the session, which travels with the client', async () => {
+    const thread = shared.thread()
+    await thread.send('remember db-1 as my favourite')
+    assert.deepEqual(thread.session, { favourite: 'db-1' })
+    await thread.send('restart my favourite')
+    assert.deepEqual(
+      thread.pending.map(({ input }) => input),
+      [{ name: 'db-1' }],
+    )
+    await thread.send('never mind')
+    const cleared = await thread.send('what is my favourite?', { session: {} })
+    assert.match(cleared.content, /You have not told me a favourite yet/)
+  })
+
+  it('tells disks, load and logs, streaming word by word', async () => {
+    const deltas: string[] = []
+    const { content } = await shared.thread().send('disk usage and system load', {
+      onEvent: (event) => event.type === 'text_delta' && deltas.push(String(event.text)),
+    })
+    assert.match(content, /\| \/ \|.*Load [\d.]+, [\d.]+, [\d.]+ /s)
+    assert.ok(deltas.length > 20)
+    assert.equal(deltas.join(''), content)
+    assert.match((await shared.thread().send('log of web-1, 3 lines')).content, /The log of web-1/)
+  })
+
+  it('serves its page, to pages of this machine only, and no other file', async () => {
+    const page = await fetch(shared.url)
+    assert.match(await page.text(), /<title>Ops desk<\/title>/)
+    assert.equal(page.headers.get('content-type'), 'text/html; charset=utf-8')
+    assert.match(
+      page.headers.get('content-security-policy') ?? '',
+      /^default-src 'none'; script-src 'self'/,
+    )
+    const script = await fetch(`${shared.url}/client.js`)
+    assert.equal(script.headers.get('content-type'), 'text/javascript; charset=utf-8')
+    await script.body?.cancel()
+    const etag = page.headers.get('etag') ?? ''
+    assert.equal((await fetch(shared.url, { headers: { 'if-none-match': etag } })).status, 304)
+    assert.equal(await (await fetch(`${shared.url}/app.js`, { method: 'HEAD' })).text(), '')
+    const post = await fetch(`${shared.url}/app.js`, { method: 'POST' })
+    assert.deepEqual([post.status, post.headers.get('allow')], [405, 'GET, HEAD'])
+
+    const { port } = new URL(shared.url)
+    const status = (path: string, headers = {}) =>
+      new Promise((resolve, reject) => {
+        const asked = httpRequest({ host: '127.0.0.1', port, path, headers, agent: false }, (res) =>
+          resolve(res.resume().statusCode),
+        )
+        asked.on('error', reject).end()
+      })
+    for (const path of [
+      '/../config.ts',
+      '/%2e%2e/config.ts',
+      '/public/index.html',
+      '//etc/passwd',
+      '/client.d.ts',
+      '/index.html/',
+    ])
+      assert.equal(await status(path), 404, path)
+    assert.equal(await status('/', { host: 'evil.example' }), 403)
+    assert.equal(await status('/', { origin: 'https://evil.example' }), 403)
+  })
+
+  it('tells its tools, for forms', async () => {
+    const { agent, tools } = (await (await fetch(`${shared.url}/tools`)).json()) as {
+      agent: { provider: string }
+      // biome-ignore lint/suspicious/noExplicitAny: JSON, as the page reads it
+      tools: any[]
+    }
+    assert.equal(agent.provider, 'offline (no LLM)')
+    const restart = tools.find(({ name }) => name === 'restart_process')
+    assert.deepEqual(
+      [restart.requires_approval, restart.editable, restart.input.properties.name.enum],
+      [true, false, [...workerNames]],
+    )
+  })
+})
+
+describe('two ops desks over one store', () => {
+  it('run a call once between them, and go on where one was killed', async (t) => {
+    const env = {
+      DCAF_STORE: `sqlite:${join(folder, 'shared.db')}`,
+      DCAF_KEY: key,
+      DCAF_EFFECTS: join(folder, 'shared-effects'),
+    }
+    const [one, two] = await Promise.all([desk(env), desk(env)])
+    t.after(() => Promise.all([one.end(), two.end()]))
+    const thread = one.thread()
+    await thread.send('restart web-1')
+    const decisions = thread.pending.map((call) => approve(call))
+    const saved = JSON.parse(JSON.stringify(thread))
+    const clients = [one, two, one, two].map(({ url }) => new Thread({ base: url, ...saved }))
+    await Promise.all(clients.map((client) => client.decide(decisions)))
+    assert.equal(one.effects().length, 1)
+
+    await thread.send('stop db-1') // undecided as far as this client knows: its first proposal is closed by now
+    const later = JSON.parse(JSON.stringify(thread))
+    await one.end('SIGKILL')
+    const other = new Thread({ base: two.url, ...later })
+    await other.decide(other.pending.map((call) => approve(call)))
+    assert.deepEqual(
+      one.effects().map(({ name }) => name),
+      ['web-1', 'db-1'],
+    )
+  })
+})
+
+describe('the ends of an ops desk', () => {
+  it('SIGTERM: what streams is finished, the exit is 0, and no worker survives', async (t) => {
+    const ending = await desk()
+    t.after(() => ending.end())
+    const workers = Object.values(await pids(ending)) as number[]
+    let started = () => {}
+    const streaming = new Promise<void>((resolve) => (started = resolve))
+    const answer = ending.thread().send('tell me a joke', { onEvent: () => started() })
+    await streaming
+    const exit = ending.end('SIGTERM')
+    assert.match((await answer).content, /restart my favourite$/)
+    assert.equal(await exit, 0)
+    await until(() => !workers.some(isAlive))
+  })
+
+  it('a second signal: the exit is at once and no worker survives', async (t) => {
+    const ending = await desk()
+    t.after(() => ending.end())
+    const workers = Object.values(await pids(ending)) as number[]
+    let started = () => {}
+    const streaming = new Promise<void>((resolve) => (started = resolve))
+    const answer = ending.thread().send('tell me a joke', {
+      onEvent: ({ type }) => type === 'text_delta' && started(),
+    })
+    await streaming
+    ending.child.kill('SIGINT')
+    ending.child.kill('SIGTERM')
+    await assert.rejects(answer, { code: 'connection_lost' })
+    assert.equal(await ending.end(), 1)
+    await until(() => !workers.some(isAlive))
+  })
+
+  it('SIGKILL: no worker survives', async (t) => {
+    const ending = await desk()
+    t.after(() => ending.end())
+    const workers = Object.values(await pids(ending)) as number[]
+    await ending.end('SIGKILL')
+    await until(() => !workers.some(isAlive))
+  })
+})
+
+describe('a wrong start', () => {
+  const wrong: [name: string, env: Record<string, string>, sentence: RegExp][] = [
+    ['a port', { PORT: 'eighty' }, /^PORT must be a whole number from 0 to 65535, got "eighty"\n$/],
+    [
+      'a provider',
+      { DCAF_PROVIDER: 'gpt' },
+      /^DCAF_PROVIDER must be one of offline, bedrock, .*\n$/,
+    ],
+    ['a provider without a model', { DCAF_PROVIDER: 'anthropic' }, /^Set DCAF_MODEL to .*\n$/],
+    [
+      'a durable store without a key',
+      { DCAF_STORE: `sqlite:${folder}/x` },
+      /^.*set DCAF_KEY to 32 bytes in base64.*\n$/,
+    ],
+    [
+      'an address of another machine',
+      { HOST: '192.0.2.1' },
+      /^Cannot listen on 192\.0\.2\.1:0: HOST must be .*\n$/,
+    ],
+  ]
+  for (const [name, env, sentence] of wrong)
+    it(`with ${name} ends with one sentence and exit code 1`, async () => {
+      const failed = await desk(env)
+      assert.equal(await failed.end(), 1)
+      assert.match(failed.err(), sentence)
+      assert.equal(failed.out(), '')
+    })
+
+  it('on a port in use says so', async (t) => {
+    const first = await desk()
+    t.after(() => first.end())
+    const second = await desk({ PORT: new URL(first.url).port })
+    assert.equal(await second.end(), 1)
+    assert.match(
+      second.err(),
+      /^Cannot listen on 127\.0\.0\.1:\d+: port \d+ is in use; set PORT to another one.*\n$/,
+    )
+  })
+})
+
+const noRedis = await missing(redisClient)
+const noPostgres = await missing(postgresPool)
+
+describe('an ops desk over a server', () => {
+  it('that is down starts, chats, and runs nothing that needs an approval', async (t) => {
+    const down = await desk({ DCAF_STORE: 'redis://127.0.0.1:9', DCAF_KEY: key })
+    t.after(() => down.end())
+    assert.match(down.err(), /"level":"warn","event":"store"/)
+    assert.ok((await pids(down))['web-1'])
+    await assert.rejects(down.thread().send('restart web-1'), { code: 'store_unavailable' })
+    assert.deepEqual(down.effects(), [])
+  })
+
+  it('approves once over Redis', { skip: noRedis }, async (t) => {
+    const over = await desk({ DCAF_STORE: `${redisUrl}/9`, DCAF_KEY: key })
+    t.after(() => over.end())
+    await approvesOnce(over)
+  })
+
+  it('approves once over PostgreSQL', { skip: noPostgres }, async (t) => {
+    const service = await postgresPool()
+    const schema = uniqueName()
+    await service.query(`CREATE SCHEMA ${schema}`, [])
+    t.after(async () => {
+      await service.query(`DROP SCHEMA ${schema} CASCADE`, [])
+      await service.close()
+    })
+    const url = new URL(postgresUrl)
+    url.searchParams.set('options', `-c search_path=${schema}`)
+    const over = await desk({ DCAF_STORE: url.href, DCAF_KEY: key })
+    t.after(() => over.end())
+    await approvesOnce(over)
+  })
+
+  async function approvesOnce(over: Desk) {
+    const thread = over.thread()
+    await thread.send('restart web-1')
+    const decisions = thread.pending.map((call) => approve(call))
+    await thread.decide(decisions)
+    await thread.decide(decisions)
+    assert.equal(over.effects().length, 1)
+  }
+})

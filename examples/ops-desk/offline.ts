@@ -14,6 +14,9 @@ import type {
 
 const label = 'Offline model: keyword rules, no LLM.'
 
+/** Words; a row of a table is one. */
+const pieces = /^\|.*\n?|\S+\s*/gm
+
 export interface OfflineOptions {
   /** Milliseconds between two streamed words; default 12. */
   delayMs?: number
@@ -28,7 +31,7 @@ export function offline({ delayMs = 12 }: OfflineOptions = {}): Provider {
     async complete(request: ModelRequest, { signal, onDelta }: CompleteOptions = {}) {
       signal?.throwIfAborted()
       const { text, calls } = answer(request)
-      for (const word of onDelta ? text.split(/(?<=\s)(?=\S)/).filter(Boolean) : []) {
+      for (const word of (onDelta && text.match(pieces)) ?? []) {
         await onDelta?.({ type: 'text_delta', text: word })
         await pause(delayMs, signal)
       }

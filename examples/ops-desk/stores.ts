@@ -37,12 +37,9 @@ async function redis(url: string, log: Log): Promise<OpenStore> {
     socket: { connectTimeout: connectMs, reconnectStrategy: (n) => Math.min(100 * 2 ** n, 2_000) },
   })
   tellOnce(client, 'Redis', log)
-  // It goes on trying by itself; we only give it a moment.
-  const connecting = client.connect().then(
-    () => {},
-    (error) => log({ level: 'warn', event: 'store', message: `Redis: ${error.message}` }),
-  )
-  await Promise.race([connecting, new Promise((resolve) => setTimeout(resolve, connectMs).unref())])
+  // Until it is there, or has failed once; from then on it goes on trying by itself.
+  const failed = new Promise<void>((resolve) => client.once('error', () => resolve()))
+  await Promise.race([client.connect(), failed])
   return {
     store: redisStore((args) => client.sendCommand(args)),
     close: async () => client.destroy(),
