@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { run } from '../src/agent.ts'
 import type { ChatOptions } from '../src/http.ts'
-import { scripted } from '../src/providers/scripted.ts'
+import { type ScriptEntry, scripted } from '../src/providers/scripted.ts'
 import { tool } from '../src/tool.ts'
 import { a, type Json, serve, u } from './harness.ts'
 
@@ -98,7 +98,7 @@ const call = (name: string, input: Json = {}) => ({ calls: [{ name, input }] })
 const deletesX = call('delete_pod', { name: 'x' })
 
 /** A server on which delete_pod {name:"x"} was proposed: the thread until then, and the id. */
-async function proposed(t: TestContext, ...after: Parameters<typeof scripted>[0]) {
+async function proposed(t: TestContext, ...after: ScriptEntry[]) {
   const it = await open(t, [deletesX, ...after])
   const { body } = await it.chat({ messages: [u('delete x')] })
   return { ...it, P: [u('delete x'), body], id: body.data.tool_calls[0].id as string }
@@ -362,7 +362,7 @@ test('an approval in the past runs nothing again', async (t) => {
   assert.deepEqual([types(lines), ran], [['text_delta', 'done'], ['delete_pod x']])
 })
 
-async function commanded(t: TestContext, input: Json, ...after: Parameters<typeof scripted>[0]) {
+async function commanded(t: TestContext, input: Json, ...after: ScriptEntry[]) {
   const it = await open(t, [call('shell', input), ...after])
   const { body } = await it.chat({ messages: [u('go')] })
   return { ...it, P: [u('go'), body], body, id: body.data.cmds[0].id as string }
