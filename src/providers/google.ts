@@ -19,7 +19,7 @@ export interface GoogleOptions extends HttpOptions {
    */
   vertex?: { project?: string; location?: string; token: () => string | Promise<string> }
   /** Fields of the body as the API names them: `{ generationConfig: { thinkingConfig: { includeThoughts: true } } }`. */
-  extra?: { generationConfig?: object; [field: string]: unknown }
+  extra?: { generationConfig?: object; tools?: object[]; [field: string]: unknown }
 }
 
 export function google(options: GoogleOptions): HttpProvider {
@@ -43,10 +43,11 @@ export function google(options: GoogleOptions): HttpProvider {
         ...(maxTokens === undefined ? {} : { maxOutputTokens: maxTokens }),
         ...(temperature === undefined ? {} : { temperature }),
       }
+      const declared = tools.length ? [{ functionDeclarations: tools.map(declarationOf) }] : []
       return {
         ...extra,
         ...(texts.length ? { systemInstruction: { parts: texts } } : {}),
-        ...(tools.length ? { tools: [{ functionDeclarations: tools.map(declarationOf) }] } : {}),
+        ...(tools.length ? { tools: [...(extra?.tools ?? []), ...declared] } : {}),
         ...(tools.length && toolChoice ? { toolConfig: toToolConfig(toolChoice) } : {}),
         contents: history(messages),
         ...(Object.keys(config).length ? { generationConfig: config } : {}),
@@ -238,8 +239,8 @@ function reading(answer: Answer, provider: string): Fold {
       if (!finishReason) throw wire.truncated(answer)
       const isWritten = !/MALFORMED|TOOL_CALL|THOUGHT_SIGNATURE/.test(finishReason)
       if (!isWritten && !parts.some((part) => part.type === 'tool_call')) {
-        const what = `ended with ${finishReason}: the model wrote a call that cannot be read`
-        throw answer.fail('provider_invalid', what, { retryable: true })
+        // The model wanted to act and could not say how: what it wrote beside is no answer.
+        throw answer.fail('provider_invalid', `ended with ${finishReason}`, { retryable: true })
       }
       const unfiltered = finishReason === 'MAX_TOKENS' ? 'length' : 'stop'
       const reason = filtered.test(finishReason) ? 'content_filter' : unfiltered

@@ -111,7 +111,18 @@ function offered({ tools, toolChoice }: ModelRequest): ToolSpec[] {
 }
 
 function toTool({ name, description, input }: ToolSpec): Json {
-  return { type: 'function', function: { name, description, parameters: input } }
+  return { type: 'function', function: { name, description, parameters: kept(input) } }
+}
+
+/** The server passes an `enum` on to the model and drops a `const`. */
+function kept(schema: unknown): unknown {
+  if (Array.isArray(schema)) return schema.map(kept)
+  if (typeof schema !== 'object' || schema === null) return schema
+  const entries = Object.entries(schema).map(([key, value]) => [key, kept(value)])
+  const { const: only, ...out } = Object.fromEntries(entries)
+  if (only === undefined) return out
+  const isProperty = typeof only === 'object' && only !== null // one that is called `const`
+  return isProperty ? { ...out, const: only } : { ...out, enum: [only] }
 }
 
 function toMessages(message: Message): Json[] {

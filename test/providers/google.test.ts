@@ -793,6 +793,11 @@ test('fields of the API’s own go along', () => {
   const generationConfig = { thinkingConfig: { includeThoughts: true } }
   const sent = body({ maxTokens: 5 }, { extra: { safetySettings, generationConfig } })
   assert.deepEqual(sent.safetySettings, safetySettings)
+  const searching = body({}, { extra: { tools: [{ googleSearch: {} }] } }).tools
+  assert.deepEqual(
+    searching.map((tool: Json) => Object.keys(tool)),
+    [['googleSearch'], ['functionDeclarations']],
+  )
   assert.deepEqual(sent.generationConfig, { ...generationConfig, maxOutputTokens: 5 })
 })
 

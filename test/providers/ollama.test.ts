@@ -376,6 +376,21 @@ test('the body is a ChatRequest', () => {
   assert.deepEqual(make({ extra }).render(asked), typed)
 })
 
+test('a const in a schema is an enum of one: the server drops a const', () => {
+  const input = (a: Json, b: Json) => ({
+    type: 'object',
+    properties: { unit: { anyOf: [a, b] }, const: { type: 'string' } },
+  })
+  const [c, f] = ['c', 'f'].map((only) => ({ type: 'string', const: only }))
+  const [tool] = (
+    make().render(
+      request({ tools: [{ name: 'get', description: 'Gets', input: input(c, f) }] }),
+    ) as Json
+  ).tools
+  const enums = ['c', 'f'].map((only) => ({ type: 'string', enum: [only] }))
+  assert.deepEqual(tool.function.parameters, input(enums[0], enums[1]))
+})
+
 test('what is not set is not sent', () => {
   const sent = make().render(request({ system: [], tools: [] }))
   assert.deepEqual(sent, {
