@@ -211,6 +211,12 @@ test('stores what toJSON gives', () => {
   assert.deepEqual(session.toJSON(), expected)
 })
 
+test('keeps zero, and makes one of its two signs, as JSON has it', () => {
+  const session = new Session({ zero: 0, minus: [-0] })
+  assert.ok(Object.is(session.get('zero'), 0))
+  assert.ok(Object.is((session.get('minus') as number[])[0], 0))
+})
+
 test('takes 50 levels, the same object twice, and plain objects of any realm', () => {
   const session = new Session()
   const shared = { a: 1 }
