@@ -1,8 +1,8 @@
 // What can go wrong between us and Bedrock, named by our codes, with the cure where there is one. Reads the SDK's
 // errors: https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html#API_runtime_Converse_Errors
 
-import { provider } from './bedrock-converse.ts'
 import { Broken, Garbled } from './bedrock-handler.ts'
+import { provider } from './bedrock-request.ts'
 import type { ErrorCode, ModelRequest } from './provider.ts'
 import {
   type Answer,
@@ -26,8 +26,8 @@ export interface About {
   request: ModelRequest
   /** Must not show up in a message: credentials, under names that `clean` knows for secret. */
   secrets: Record<string, string>
-  /** Of the stream that was being read; without it nothing had been answered. */
-  requestId: string | undefined
+  /** Of the answer that was being read; without one nothing had been answered. */
+  requestId?: string | undefined
 }
 
 export function toError(thrown: unknown, about: About): ProviderError {
@@ -47,6 +47,14 @@ export function toError(thrown: unknown, about: About): ProviderError {
   }
   if (error instanceof SyntaxError || error instanceof TypeError) {
     return fail('provider_invalid', 'sent what cannot be understood')
+  }
+  // From here on what the SDK's own reader throws, and its own network.
+  if (
+    /checksum|event type|message length|too short|header type|out of range|offset/i.test(
+      error.message,
+    )
+  ) {
+    return fail('provider_invalid', 'sent what is no event stream')
   }
   if (requestId !== undefined) {
     const what = `broke the connection (${causeOf(error)})`

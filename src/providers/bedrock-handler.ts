@@ -16,7 +16,7 @@ export class Garbled extends Error {
   override name = 'Garbled'
 }
 
-/** What the SDK gives a handler: https://github.com/smithy-lang/smithy-typescript `HttpRequest`. */
+/** What the SDK gives a handler. */
 interface Request {
   method: string
   protocol: string
@@ -31,30 +31,25 @@ interface HandlerOptions {
   abortSignal?: AbortSignal
   /** Set by the SDK for an operation that answers with a stream. */
   isEventStream?: boolean
-  /** Ours, in the options of `send`: told of every piece of the answer. */
-  heard?: () => void
 }
 
 interface Response {
   statusCode: number
   headers: Record<string, string>
-  body: Uint8Array | AsyncIterable<StreamEvent>
+  body: Uint8Array | AsyncIterable<Buffer>
 }
-
-/** As the SDK's own decoder gives it, but for binary members, which stay base64. */
-export type StreamEvent = object
 
 /** `dispatcher` is asked once for every request. Nothing is retried, no redirect followed. */
 export function requestHandler(dispatcher: () => Promise<Dispatcher>) {
   return {
     metadata: { handlerProtocol: 'http/1.1' },
     async handle(request: Request, options: HandlerOptions = {}): Promise<{ response: Response }> {
-      const { protocol, hostname, port, path, headers, body } = request
+      const { method, protocol, hostname, port, path, headers, body = null } = request
+      const origin = `${protocol}//${hostname}${port ? `:${port}` : ''}`
       const to = await dispatcher()
       return new Promise((resolve, reject) => {
-        const answer = new ResponseReader(options, (response) => resolve({ response }), reject)
-        const origin = `${protocol}//${hostname}${port ? `:${port}` : ''}`
-        to.dispatch({ origin, path, method: request.method, headers, body: body ?? null }, answer)
+        const reader = new ResponseReader(options, (response) => resolve({ response }), reject)
+        to.dispatch({ origin, path, method, headers, body }, reader)
       })
     },
     destroy() {},
@@ -63,15 +58,7 @@ export function requestHandler(dispatcher: () => Promise<Dispatcher>) {
   }
 }
 
-/** The handler has decoded the stream already. */
-export const eventStreamSerdeProvider = () => ({
-  deserialize: (body: never) => body,
-  serialize(): never {
-    throw new Error('no operation of Bedrock that we use sends a stream')
-  },
-})
-
-/** An answer is collected and handed over whole; a good event stream is handed over at once, event by event. */
+/** An answer is collected and handed over whole; a good event stream at once, and then piece by piece. */
 class ResponseReader implements Dispatcher.DispatchHandler {
   readonly #options: HandlerOptions
   readonly #resolve: (response: Response) => void
@@ -80,11 +67,10 @@ class ResponseReader implements Dispatcher.DispatchHandler {
   #status = 0
   #headers: Record<string, string> = {}
   #framed = false
+  #streams = false
   #bytes = 0
+  /** Not yet handed over. */
   #pieces: Buffer[] = []
-  /** Set for a stream, whose events wait in `#events` until they are asked for. */
-  #decoder: EventDecoder | undefined
-  #events: StreamEvent[] = []
   #over = false
   #error: unknown
   #wake = () => {}
@@ -117,29 +103,23 @@ class ResponseReader implements Dispatcher.DispatchHandler {
     this.#status = status
     for (const [name, value] of Object.entries(headers)) this.#headers[name] = String(value)
     this.#framed = 'content-length' in headers || 'transfer-encoding' in headers
-    if (!this.#options.isEventStream || status >= 300) return
-    this.#decoder = new EventDecoder()
-    this.#resolve({ statusCode: status, headers: this.#headers, body: this.#read() })
+    this.#streams = this.#options.isEventStream === true && status < 300
+    if (this.#streams) this.#answer(this.#read())
   }
 
   onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
     if (this.#over) return
     this.#bytes += chunk.length
-    this.#options.heard?.()
-    try {
-      if (this.#bytes > caps.answer) throw new Garbled('sent more than 16 MiB')
-      if (!this.#decoder) this.#pieces.push(chunk)
-      else if (this.#decoder.push(chunk, this.#events) > waiting) controller.pause()
-      this.#wake()
-    } catch (error) {
-      this.#end(error)
-    }
+    this.#pieces.push(chunk)
+    if (this.#bytes > caps.answer) this.#end(new Garbled('sent more than 16 MiB'))
+    else if (this.#streams && this.#pieces.length > 1) controller.pause()
+    this.#wake()
   }
 
   onResponseEnd(): void {
     // Without a length only the connection's end is seen, and that proves nothing: the reader knows if it has it all.
-    const cut = this.#decoder ? !this.#framed || this.#decoder.isInside : !this.#isWhole()
-    this.#end(cut ? new Broken('ended its answer early') : undefined)
+    const isWhole = this.#framed || this.#status >= 300 || (!this.#streams && isJson(this.#body()))
+    this.#end(isWhole ? undefined : new Broken('ended its answer early'))
   }
 
   onResponseError(_: Dispatcher.DispatchController, error: Error): void {
@@ -148,14 +128,12 @@ class ResponseReader implements Dispatcher.DispatchHandler {
     else this.#end(this.#status ? new Broken('broke the connection', { cause: error }) : error)
   }
 
-  #isWhole(): boolean {
-    if (this.#framed || this.#status >= 300) return true
-    try {
-      JSON.parse(Buffer.concat(this.#pieces).toString('utf8'))
-      return true
-    } catch {
-      return false
-    }
+  #body(): Buffer {
+    return this.#pieces.length === 1 ? (this.#pieces[0] as Buffer) : Buffer.concat(this.#pieces)
+  }
+
+  #answer(body: Uint8Array | AsyncIterable<Buffer>): void {
+    this.#resolve({ statusCode: this.#status, headers: this.#headers, body })
   }
 
   #end(error: unknown): void {
@@ -165,34 +143,59 @@ class ResponseReader implements Dispatcher.DispatchHandler {
     this.#options.abortSignal?.removeEventListener('abort', this.#aborted)
     if (error) this.#controller?.abort(gone)
     this.#wake()
-    if (this.#decoder) return
-    const body = this.#pieces.length === 1 ? this.#pieces[0] : Buffer.concat(this.#pieces)
+    if (this.#streams) return
     if (error) this.#reject(error)
-    else this.#resolve({ statusCode: this.#status, headers: this.#headers, body: body as Buffer })
+    else this.#answer(this.#body())
   }
 
   /** What came before an error is read before it is thrown. A reader that is slower than the wire pauses it. */
-  async *#read(): AsyncGenerator<StreamEvent> {
+  async *#read(): AsyncGenerator<Buffer> {
     for (;;) {
-      const events = this.#events
-      this.#events = []
-      for (const event of events) yield event
-      if (this.#events.length) continue
-      if (this.#error) throw this.#error
-      if (this.#over) return
-      const more = new Promise<void>((resolve) => {
-        this.#wake = resolve
-      })
-      if (this.#controller?.paused) this.#controller.resume()
-      await more
+      const piece = this.#pieces.shift()
+      if (piece) yield piece
+      else if (this.#error) throw this.#error
+      else if (this.#over) return
+      else {
+        const more = new Promise<void>((resolve) => {
+          this.#wake = resolve
+        })
+        if (this.#controller?.paused) this.#controller.resume()
+        await more
+      }
     }
   }
 }
 
 const gone = new Error('no longer wanted')
 
-/** So many events may lie unread before the socket is paused. */
-const waiting = 64
+function isJson(bytes: Buffer): boolean {
+  try {
+    JSON.parse(bytes.toString('utf8'))
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** For the SDK's client: its decoder in our way, whose events differ in that binary members stay base64. */
+export const eventStreamSerdeProvider = () => ({
+  deserialize: eventsOf,
+  serialize(): never {
+    throw new Error('no operation of Bedrock that we use sends a stream')
+  },
+})
+
+async function* eventsOf(body: AsyncIterable<Uint8Array>): AsyncGenerator<object> {
+  const decoder = new EventDecoder()
+  for await (const chunk of body) {
+    const { events, error } = decoder.push(
+      Buffer.from(chunk.buffer, chunk.byteOffset, chunk.length),
+    )
+    for (const event of events) yield event
+    if (error) throw error
+  }
+  if (decoder.isInside) throw new Broken('ended its answer early')
+}
 
 /** Bytes before the headers: total length, headers' length, and the checksum of these two. */
 const prelude = 12
@@ -202,7 +205,7 @@ const known =
   /^(messageStart|contentBlockStart|contentBlockDelta|contentBlockStop|messageStop|metadata)$/
 
 /** Messages out of bytes cut anywhere. Checks lengths before it waits for them, and both checksums. */
-export class EventDecoder {
+class EventDecoder {
   #held: Buffer[] = []
   #size = 0
   /** Bytes without which there is nothing more to read. */
@@ -213,32 +216,41 @@ export class EventDecoder {
     return this.#size > 0
   }
 
-  /** Appends the events that `chunk` completes; returns how many now wait. Throws the exception that a message is. */
-  push(chunk: Buffer, events: StreamEvent[]): number {
+  /** The events that `chunk` completes, and the exception that a message after them is. */
+  push(chunk: Buffer): { events: object[]; error?: unknown } {
+    const events: object[] = []
     this.#held.push(chunk)
     this.#size += chunk.length
-    if (this.#size < this.#need) return events.length
+    if (this.#size < this.#need) return { events }
     const bytes = this.#held.length === 1 ? chunk : Buffer.concat(this.#held, this.#size)
     let at = 0
-    for (this.#need = prelude; bytes.length - at >= this.#need; ) {
-      const length = bytes.readUInt32BE(at)
-      const checked = crc32(bytes.subarray(at, at + 8)) === bytes.readUInt32BE(at + 8)
-      if (!checked || length < prelude + 4) throw new Garbled('sent what is no event stream')
-      if (length > caps.line) throw new Garbled('sent an event of more than 1 MiB')
-      this.#need = length
-      if (bytes.length - at < length) break
-      const event = toEvent(bytes.subarray(at, at + length))
-      if (event) events.push(event)
-      at += length
-      this.#need = prelude
+    try {
+      for (this.#need = prelude; bytes.length - at >= this.#need; ) {
+        this.#need = lengthOf(bytes, at)
+        if (bytes.length - at < this.#need) break
+        const event = toEvent(bytes.subarray(at, at + this.#need))
+        if (event) events.push(event)
+        at += this.#need
+        this.#need = prelude
+      }
+    } catch (error) {
+      return { events, error }
     }
     this.#held = at < bytes.length ? [bytes.subarray(at)] : []
     this.#size = bytes.length - at
-    return events.length
+    return { events }
   }
 }
 
-function toEvent(message: Buffer): StreamEvent | undefined {
+function lengthOf(bytes: Buffer, at: number): number {
+  const length = bytes.readUInt32BE(at)
+  const isGood = crc32(bytes.subarray(at, at + 8)) === bytes.readUInt32BE(at + 8)
+  if (!isGood || length < prelude + 4) throw new Garbled('sent what is no event stream')
+  if (length > caps.line) throw new Garbled('sent an event of more than 1 MiB')
+  return length
+}
+
+function toEvent(message: Buffer): object | undefined {
   const end = message.length - 4
   const body = prelude + message.readUInt32BE(4)
   if (body > end || crc32(message.subarray(0, end)) !== message.readUInt32BE(end)) {

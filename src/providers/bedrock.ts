@@ -1,11 +1,20 @@
-// Amazon Bedrock through the AWS SDK, loaded by the first call: it finds credentials, signs and names errors. Clocks
-// and retries are ours (wire.ts). Knows no block of Converse (bedrock-converse.ts), no socket (bedrock-handler.ts).
+// Amazon Bedrock through the AWS SDK, which finds credentials, signs and names errors; it is loaded by the first call.
+// Clocks and retries are ours (wire.ts). The wire is in bedrock-request.ts and bedrock-reply.ts, the SDK's client in
+// bedrock-client.ts, its network in bedrock-handler.ts, what can go wrong in bedrock-errors.ts.
 // https://docs.aws.amazon.com/bedrock/latest/userguide/conversation-inference-call.html
 
-import type { BedrockRuntimeClient } from '@aws-sdk/client-bedrock-runtime'
-import { bodyMaker, ConverseFold, provider, toReply } from './bedrock-converse.ts'
+import type { ConverseCommandInput } from '@aws-sdk/client-bedrock-runtime'
+import {
+  accountOf,
+  type BedrockClient,
+  prepare,
+  type Seen,
+  type Stack,
+  secretsOf,
+} from './bedrock-client.ts'
 import { toError } from './bedrock-errors.ts'
-import { eventStreamSerdeProvider, requestHandler } from './bedrock-handler.ts'
+import { ConverseFold, toReply } from './bedrock-reply.ts'
+import { bodyMaker, provider } from './bedrock-request.ts'
 import type { CompleteOptions, ModelReply, ModelRequest, Provider } from './provider.ts'
 import * as wire from './wire.ts'
 
@@ -29,12 +38,6 @@ export interface BedrockOptions {
   /** Plain http to other hosts than this one. Default false: what is asked would travel in clear. */
   allowHttp?: boolean
   clock?: wire.Clock
-}
-
-/** One method for all of the SDK's commands. */
-export interface BedrockClient {
-  // biome-ignore lint/suspicious/noExplicitAny: a command, and its output
-  send(command: any, options?: object): Promise<any>
 }
 
 export function bedrock(options: BedrockOptions): Provider {
@@ -62,12 +65,13 @@ export function bedrock(options: BedrockOptions): Provider {
         stop.abort(reason)
       }
       const aborted = () => halt(signal?.reason)
+      const seen: Seen = { host: account.host, heard: () => watch.touch() }
       const watch = new wire.Watch(timeouts, deadline - clock.now(), (option) =>
-        halt(wire.timeoutError(provider, account.host, option, timeouts[option])),
+        halt(wire.timeoutError(provider, seen.host, option, timeouts[option])),
       )
       signal?.addEventListener('abort', aborted, { once: true })
       try {
-        return await Promise.race([converse(stop, watch), halted.promise])
+        return await Promise.race([converse(stop, watch, seen), halted.promise])
       } catch (error) {
         stop.abort(error) // the SDK leaves open the connection of a stream that is no longer read
         throw error
@@ -77,29 +81,27 @@ export function bedrock(options: BedrockOptions): Provider {
       }
     }
 
-    async function converse(stop: AbortController, watch: wire.Watch): Promise<ModelReply> {
-      const sdk = await import('@aws-sdk/client-bedrock-runtime')
-      const client = account.client(sdk.BedrockRuntimeClient)
-      let requestId: string | undefined
+    async function converse(stop: AbortController, watch: wire.Watch, seen: Seen) {
+      sdk ??= import('@aws-sdk/client-bedrock-runtime')
+      const { BedrockRuntimeClient, ConverseCommand, ConverseStreamCommand } = await sdk
+      const client = account.client(BedrockRuntimeClient)
+      /** What the SDK or a fold throws is Bedrock's failure; what `onDelta` throws is its own. */
       const sure = async <T>(act: () => T | Promise<T>): Promise<T> => {
         try {
           return await act()
         } catch (thrown) {
           const secrets = await secretsOf(client)
-          const error = toError(thrown, { ...account, model, request, secrets, requestId })
+          const error = toError(thrown, { ...account, ...seen, model, request, secrets })
           if (error.code === 'provider_auth') account.forget()
           throw error
         }
       }
-      const send = (Command: typeof sdk.ConverseCommand | typeof sdk.ConverseStreamCommand) => {
-        const command = new Command({ modelId: model, ...body })
-        prepare(command.middlewareStack as unknown as Stack, text)
-        return client.send(command, { abortSignal: stop.signal, heard: () => watch.touch() })
-      }
-      if (!onDelta) return sure(async () => toReply(await send(sdk.ConverseCommand)))
+      const Command = onDelta ? ConverseStreamCommand : ConverseCommand
+      const command = new Command({ modelId: model, ...body } as ConverseCommandInput)
+      prepare(command.middlewareStack as unknown as Stack, text, onDelta !== undefined, seen)
+      const output = await sure(() => client.send(command, { abortSignal: stop.signal }))
+      if (!onDelta) return sure(() => toReply(output))
 
-      const output = await sure(() => send(sdk.ConverseStreamCommand))
-      requestId = output.$metadata?.requestId ?? ''
       const fold = new ConverseFold()
       const events: AsyncIterator<object> = output.stream[Symbol.asyncIterator]()
       const next = async () => {
@@ -136,6 +138,8 @@ export function bedrock(options: BedrockOptions): Provider {
   }
 }
 
+let sdk: Promise<typeof import('@aws-sdk/client-bedrock-runtime')> | undefined
+
 const ended = Symbol('the stream is over')
 
 /** Lets the connection come to its end, so that it can be used again. False if that takes too long. */
@@ -149,81 +153,6 @@ async function hasEnded(events: AsyncIterator<unknown>): Promise<boolean> {
     )
   read()
   return over.promise.finally(() => clearTimeout(timer))
-}
-
-// biome-ignore lint/suspicious/noExplicitAny: the SDK's own types differ from command to command
-type Stack = { add(middleware: (next: any) => (args: any) => unknown, options: object): void }
-
-/**
- * The body goes out as the text that it is, not written anew by the SDK, which takes ten times as long. And the SDK's
- * retries, which would multiply ours, are replaced by nothing.
- */
-function prepare(stack: Stack, body: string): void {
-  stack.add((next) => (args) => next({ ...args, input: { modelId: args.input.modelId } }), {
-    step: 'initialize',
-    priority: 'low',
-  })
-  stack.add((next) => (args) => next({ ...args, request: Object.assign(args.request, { body }) }), {
-    step: 'serialize',
-    priority: 'low',
-  })
-  const place = { step: 'finalizeRequest', priority: 'high' }
-  stack.add((next) => next, { name: 'retryMiddleware', override: true, ...place })
-}
-
-/** One client for all providers of the process that would make the same: connections and credentials are shared. */
-const clients = new Map<string, BedrockClient>()
-
-/** What decides which credentials the SDK finds. */
-const sources = [
-  'AWS_ACCESS_KEY_ID',
-  'AWS_SESSION_TOKEN',
-  'AWS_BEARER_TOKEN_BEDROCK',
-  'AWS_CONFIG_FILE',
-  'AWS_SHARED_CREDENTIALS_FILE',
-]
-
-/** Where Bedrock is called, and as whom. */
-function accountOf(options: BedrockOptions, connectMs: number) {
-  const { env } = process
-  const { endpoint, allowHttp } = options
-  const region = options.region || env.AWS_REGION || env.AWS_DEFAULT_REGION
-  const profile = options.profile || env.AWS_PROFILE
-  const known = region ? `bedrock-runtime.${region}.amazonaws.com` : 'Bedrock'
-  const host = endpoint ? wire.endpoint(provider, endpoint, allowHttp).host : known
-  const from = sources.map((name) => env[name])
-  const key = JSON.stringify([region, profile, endpoint, connectMs, from])
-  return {
-    host,
-    region,
-    profile,
-    connectMs,
-    client(Client: typeof BedrockRuntimeClient): BedrockClient {
-      if (options.client) return options.client
-      const client =
-        clients.get(key) ??
-        new Client({
-          ...(region && { region }),
-          ...(options.profile && { profile: options.profile }),
-          ...(endpoint && { endpoint }),
-          maxAttempts: 1,
-          requestHandler: requestHandler(() => wire.sharedAgent(connectMs)) as never,
-          eventStreamSerdeProvider: eventStreamSerdeProvider as never,
-        })
-      clients.set(key, client)
-      return client
-    },
-    /** The SDK keeps keys without an expiry for good: only a new client finds what a new sign-in left. */
-    forget: () => void clients.delete(key),
-  }
-}
-
-/** What must not show up in a message, under names that `clean` takes for secret. */
-async function secretsOf(client: BedrockClient): Promise<Record<string, string>> {
-  const { config } = client as Partial<BedrockRuntimeClient>
-  const found = await config?.credentials?.().catch(() => undefined)
-  const { secretAccessKey = '', sessionToken = '' } = found ?? {}
-  return { secretAccessKey, sessionToken, token: process.env.AWS_BEARER_TOKEN_BEDROCK ?? '' }
 }
 
 /** The original's variables, in seconds. What it calls reading is waiting for the first event, and for each next. */

@@ -1,0 +1,132 @@
+// The AWS SDK as we use it: one client for all who would make the same, and what is changed of each call it sends.
+// https://docs.aws.amazon.com/sdk-for-javascript/v3/developer-guide/middleware-stack.html
+
+import type { BedrockRuntimeClient } from '@aws-sdk/client-bedrock-runtime'
+import { eventStreamSerdeProvider, requestHandler } from './bedrock-handler.ts'
+import { provider } from './bedrock-request.ts'
+import { endpoint as checked, sharedAgent } from './wire.ts'
+
+/** One method for all of the SDK's commands. */
+export interface BedrockClient {
+  // biome-ignore lint/suspicious/noExplicitAny: a command, and its output
+  send(command: any, options?: object): Promise<any>
+}
+
+export interface Place {
+  region?: string | undefined
+  profile?: string | undefined
+  endpoint?: string | undefined
+  client?: BedrockClient | undefined
+  allowHttp?: boolean | undefined
+}
+
+/** Where Bedrock is called, and as whom. */
+export interface Account {
+  /** As far as it is known before a request is made. */
+  host: string
+  region: string | undefined
+  profile: string | undefined
+  connectMs: number
+  client(Client: typeof BedrockRuntimeClient): BedrockClient
+  /** The SDK keeps keys without an expiry for good: only a new client finds what a new sign-in left. */
+  forget(): void
+}
+
+const clients = new Map<string, BedrockClient>()
+
+/** What decides which credentials the SDK finds. */
+const sources = [
+  'AWS_ACCESS_KEY_ID',
+  'AWS_SESSION_TOKEN',
+  'AWS_BEARER_TOKEN_BEDROCK',
+  'AWS_CONFIG_FILE',
+  'AWS_SHARED_CREDENTIALS_FILE',
+]
+
+export function accountOf(place: Place, connectMs: number): Account {
+  const { env } = process
+  const { client: given, endpoint, allowHttp } = place
+  const region = place.region || (given ? undefined : env.AWS_REGION || env.AWS_DEFAULT_REGION)
+  const profile = place.profile || env.AWS_PROFILE
+  const usual = region ? `bedrock-runtime.${region}.amazonaws.com` : 'Bedrock'
+  const from = sources.map((name) => env[name])
+  const key = JSON.stringify([region, profile, endpoint, connectMs, from])
+  return {
+    host: endpoint ? checked(provider, endpoint, allowHttp).host : usual,
+    region,
+    profile,
+    connectMs,
+    client(Client) {
+      const client = given ?? clients.get(key)
+      if (client) return client
+      const made = new Client({
+        ...(region && { region }),
+        ...(place.profile && { profile: place.profile }),
+        ...(endpoint && { endpoint }),
+        maxAttempts: 1,
+        requestHandler: requestHandler(() => sharedAgent(connectMs)) as never,
+        eventStreamSerdeProvider: eventStreamSerdeProvider as never,
+      })
+      clients.set(key, made)
+      return made
+    },
+    forget: () => void clients.delete(key),
+  }
+}
+
+/** What must not show up in a message, under names that tell secrets. */
+export async function secretsOf(client: BedrockClient): Promise<Record<string, string>> {
+  const { config } = client as Partial<BedrockRuntimeClient>
+  const found = await config?.credentials?.().catch(() => undefined)
+  const { secretAccessKey = '', sessionToken = '' } = found ?? {}
+  return { secretAccessKey, sessionToken, token: process.env.AWS_BEARER_TOKEN_BEDROCK ?? '' }
+}
+
+/** What a call learns on its way, for the errors it may end in. */
+export interface Seen {
+  host: string
+  /** Of the answer, as soon as its headers are there. */
+  requestId?: string
+  /** Told of every piece of a streamed answer. */
+  heard(): void
+}
+
+// biome-ignore lint/suspicious/noExplicitAny: the SDK's types differ from command to command
+type Middleware = (next: (args: any) => any) => (args: any) => any
+export interface Stack {
+  add(middleware: Middleware, options: object): void
+}
+
+/** Changes one command on its way through the SDK, whoever made the client. `streams`: it answers with a stream. */
+export function prepare(stack: Stack, body: string, streams: boolean, seen: Seen): void {
+  // The SDK writes nothing but the path: not the body, at which it is slow, nor what was asked to its logger.
+  const spared: Middleware = (next) => (args) => {
+    return next({ ...args, input: { modelId: args.input.modelId } })
+  }
+  const written: Middleware = (next) => (args) => {
+    const { hostname, port } = args.request
+    seen.host = port ? `${hostname}:${port}` : hostname
+    args.request.body = body
+    return next(args)
+  }
+  const answered: Middleware = (next) => async (args) => {
+    const { response } = await next(args)
+    const isGood = response.statusCode < 300
+    if (isGood) seen.requestId = response.headers['x-amzn-requestid'] ?? ''
+    if (isGood && streams) response.body = tapped(response.body, seen)
+    return { response }
+  }
+  stack.add(spared, { step: 'initialize', priority: 'high' })
+  stack.add(written, { step: 'serialize', priority: 'low' })
+  stack.add(answered, { step: 'deserialize', priority: 'low' })
+  // The SDK's retries would multiply ours: in their place nothing happens.
+  const place = { name: 'retryMiddleware', step: 'finalizeRequest', priority: 'high' }
+  stack.add((next) => next, { ...place, override: true })
+}
+
+async function* tapped(body: AsyncIterable<Uint8Array>, seen: Seen): AsyncGenerator<Uint8Array> {
+  for await (const chunk of body) {
+    seen.heard()
+    yield chunk
+  }
+}
