@@ -1,7 +1,7 @@
 // The limit: what somebody who knows the wire writes by hand, with nothing between them and undici. No retries, no
 // clocks, no validation, no approvals. Bedrock: the AWS SDK by hand over its keep-alive HTTP/1.1 handler.
 
-import { Agent } from 'node:http'
+import { Agent as HttpAgent } from 'node:http'
 import { fromRoot } from '../lib/root.mjs'
 import { lookup, model, prompt, system } from '../lib/scenario.mjs'
 
@@ -12,8 +12,16 @@ export function create({ wire, base, stream, execute, onToken }) {
   return { openai, anthropic, bedrock }[wire]({ base, stream, execute, onToken })
 }
 
-async function post(request, url, headers, body) {
+/** Its own dispatcher: the global one is the undici inside node, another version. */
+async function poster() {
+  const { Agent, request } = await fromRoot('undici')
+  const dispatcher = new Agent()
+  return (url, headers, body) => post(request, dispatcher, url, headers, body)
+}
+
+async function post(request, dispatcher, url, headers, body) {
   const answer = await request(url, {
+    dispatcher,
     method: 'POST',
     headers: { 'content-type': 'application/json', ...headers },
     body: JSON.stringify(body),
@@ -34,7 +42,7 @@ async function readEvents(body, each) {
 }
 
 async function openai({ base, stream, execute, onToken }) {
-  const { request } = await fromRoot('undici')
+  const send = await poster()
   const url = `${base}/v1/chat/completions`
   const headers = { authorization: 'Bearer test-key' }
   const { name, description, schema } = lookup
@@ -42,12 +50,12 @@ async function openai({ base, stream, execute, onToken }) {
 
   async function reply(messages) {
     if (!stream) {
-      const json = await (await post(request, url, headers, { model, messages, tools })).json()
+      const json = await (await send(url, headers, { model, messages, tools })).json()
       return json.choices[0].message
     }
     const body = { model, messages, tools, stream: true, stream_options: { include_usage: true } }
     const message = { role: 'assistant', content: '' }
-    await readEvents(await post(request, url, headers, body), ({ choices }) => {
+    await readEvents(await send(url, headers, body), ({ choices }) => {
       const delta = choices[0]?.delta
       if (delta?.content) {
         message.content += delta.content
@@ -83,7 +91,7 @@ async function openai({ base, stream, execute, onToken }) {
 }
 
 async function anthropic({ base, stream, execute, onToken }) {
-  const { request } = await fromRoot('undici')
+  const send = await poster()
   const url = `${base}/v1/messages`
   const headers = { 'x-api-key': 'test-key', 'anthropic-version': '2023-06-01' }
   const { name, description, schema } = lookup
@@ -91,11 +99,10 @@ async function anthropic({ base, stream, execute, onToken }) {
   const common = { model, max_tokens: 4096, system, tools }
 
   async function reply(messages) {
-    if (!stream)
-      return (await (await post(request, url, headers, { ...common, messages })).json()).content
+    if (!stream) return (await (await send(url, headers, { ...common, messages })).json()).content
     const blocks = []
     const body = { ...common, messages, stream: true }
-    await readEvents(await post(request, url, headers, body), (event) => {
+    await readEvents(await send(url, headers, body), (event) => {
       const { type, index, delta } = event
       if (type === 'content_block_start') blocks[index] = { ...event.content_block, json: '' }
       else if (type === 'content_block_delta' && delta.type === 'text_delta') {
@@ -137,7 +144,7 @@ async function bedrock({ base, stream, execute, onToken }) {
     credentials: { accessKeyId: 'test', secretAccessKey: 'test-key' },
     maxAttempts: 1,
     requestHandler: new NodeHttpHandler({
-      httpAgent: new Agent({ keepAlive: true, maxSockets: 2000 }),
+      httpAgent: new HttpAgent({ keepAlive: true, maxSockets: 2000 }),
     }),
   })
   const { name, description, schema } = lookup

@@ -4,7 +4,9 @@ import { createServer } from 'node:http'
 import { fromRoot } from '../lib/root.mjs'
 import { lookup, model, system } from '../lib/scenario.mjs'
 
-const { request } = await fromRoot('undici')
+const { Agent, request } = await fromRoot('undici')
+// Not the global dispatcher: that one is the undici inside node, another version.
+const dispatcher = new Agent()
 const { name, description, schema } = lookup
 const tools = [{ type: 'function', function: { name, description, parameters: schema } }]
 
@@ -23,7 +25,7 @@ export function serve(base) {
         ? { model, messages, tools, stream, stream_options: { include_usage: true } }
         : { model, messages, tools },
     )
-    const answer = await request(url, { method: 'POST', headers, body })
+    const answer = await request(url, { method: 'POST', headers, body, dispatcher })
     await (stream ? relay(answer.body, res) : whole(answer.body, res))
   })
 }
