@@ -87,6 +87,8 @@ export interface Seen {
   host: string
   /** Of the answer, as soon as its headers are there. */
   requestId?: string
+  /** HTTP says where the answer ends. Else only the connection's end is seen, which proves nothing. */
+  framed?: boolean
   /** Told of every piece of a streamed answer. */
   heard(): void
 }
@@ -111,9 +113,11 @@ export function prepare(stack: Stack, body: string, streams: boolean, seen: Seen
   }
   const answered: Middleware = (next) => async (args) => {
     const { response } = await next(args)
-    const isGood = response.statusCode < 300
-    if (isGood) seen.requestId = response.headers['x-amzn-requestid'] ?? ''
-    if (isGood && streams) response.body = tapped(response.body, seen)
+    const { statusCode, headers, body } = response
+    if (statusCode >= 300) return { response }
+    seen.requestId = headers['x-amzn-requestid'] ?? ''
+    seen.framed = 'content-length' in headers || 'transfer-encoding' in headers
+    if (streams) response.body = tapped(body, seen)
     return { response }
   }
   stack.add(spared, { step: 'initialize', priority: 'high' })

@@ -28,15 +28,18 @@ export interface About {
   secrets: Record<string, string>
   /** Of the answer that was being read; without one nothing had been answered. */
   requestId?: string | undefined
+  /** HTTP said where that answer would end. */
+  framed?: boolean | undefined
 }
 
 export function toError(thrown: unknown, about: About): ProviderError {
   if (thrown instanceof ProviderError) return thrown
   const error = thrown as SdkError
-  const { host, requestId, connectMs } = about
+  const { host, requestId, connectMs, framed } = about
   const fail: Answer['fail'] = (code, what, options) =>
     new ProviderError(code, `${host} ${what}`, { provider, requestId, ...options })
-  if (error instanceof Broken) return fail('provider_truncated', error.message, { retryable: true })
+  const cut = (what: string) => fail('provider_truncated', what, { retryable: true })
+  if (error instanceof Broken) return cut(error.message)
   if (error instanceof Garbled) return fail('provider_invalid', error.message)
   const answered = error.$response?.statusCode ?? error.$metadata?.httpStatusCode ?? 200
   if (answered >= 300 && answered < 400) {
@@ -45,29 +48,24 @@ export function toError(thrown: unknown, about: About): ProviderError {
   if (answered >= 400 || /Exception$|ProviderError$|^ExpiredToken/.test(error.name)) {
     return refused(error, answered, about, fail)
   }
-  if (error instanceof SyntaxError || error instanceof TypeError) {
+  if (error instanceof SyntaxError && framed === false) return cut('ended its answer early')
+  if (
+    error instanceof SyntaxError ||
+    error instanceof TypeError ||
+    unreadable.test(error.message)
+  ) {
     return fail('provider_invalid', 'sent what cannot be understood')
   }
-  // From here on what the SDK's own reader throws, and its own network.
-  if (
-    /checksum|event type|message length|too short|header type|out of range|offset/i.test(
-      error.message,
-    )
-  ) {
-    return fail('provider_invalid', 'sent what is no event stream')
-  }
-  if (requestId !== undefined) {
-    const what = `broke the connection (${causeOf(error)})`
-    return fail('provider_truncated', what, { retryable: true, cause: error })
-  }
+  if (requestId !== undefined) return cut(`broke the connection (${causeOf(error)})`)
   if (/^Region|endpoint/i.test(error.message)) {
-    return fail(
-      'provider_config',
-      `cannot be asked: ${error.message}. Set AWS_REGION or pass region.`,
-    )
+    const fix = 'Pass region or set AWS_REGION.'
+    return fail('provider_config', `cannot be asked: ${error.message}. ${fix}`)
   }
   return notAnswered(error, fail, () => timeoutError(provider, host, 'connectMs', connectMs))
 }
+
+/** The SDK's own decoder of event streams, where a caller's client uses it. */
+const unreadable = /checksum|event type|message length|too short|header type|of range|offset/i
 
 /** An exception: Bedrock's answer, an event of a stream, or the SDK's before anything was asked. */
 function refused(

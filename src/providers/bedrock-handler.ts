@@ -66,7 +66,6 @@ class ResponseReader implements Dispatcher.DispatchHandler {
   #controller: Dispatcher.DispatchController | undefined
   #status = 0
   #headers: Record<string, string> = {}
-  #framed = false
   #streams = false
   #bytes = 0
   /** Not yet handed over. */
@@ -102,7 +101,6 @@ class ResponseReader implements Dispatcher.DispatchHandler {
     if (status < 200) return
     this.#status = status
     for (const [name, value] of Object.entries(headers)) this.#headers[name] = String(value)
-    this.#framed = 'content-length' in headers || 'transfer-encoding' in headers
     this.#streams = this.#options.isEventStream === true && status < 300
     if (this.#streams) this.#answer(this.#read())
   }
@@ -117,19 +115,13 @@ class ResponseReader implements Dispatcher.DispatchHandler {
   }
 
   onResponseEnd(): void {
-    // Without a length only the connection's end is seen, and that proves nothing: the reader knows if it has it all.
-    const isWhole = this.#framed || this.#status >= 300 || (!this.#streams && isJson(this.#body()))
-    this.#end(isWhole ? undefined : new Broken('ended its answer early'))
+    this.#end(undefined)
   }
 
   onResponseError(_: Dispatcher.DispatchController, error: Error): void {
     if (this.#status >= 300)
       this.#end(undefined) // the status says enough
     else this.#end(this.#status ? new Broken('broke the connection', { cause: error }) : error)
-  }
-
-  #body(): Buffer {
-    return this.#pieces.length === 1 ? (this.#pieces[0] as Buffer) : Buffer.concat(this.#pieces)
   }
 
   #answer(body: Uint8Array | AsyncIterable<Buffer>): void {
@@ -145,7 +137,7 @@ class ResponseReader implements Dispatcher.DispatchHandler {
     this.#wake()
     if (this.#streams) return
     if (error) this.#reject(error)
-    else this.#answer(this.#body())
+    else this.#answer(Buffer.concat(this.#pieces))
   }
 
   /** What came before an error is read before it is thrown. A reader that is slower than the wire pauses it. */
@@ -167,15 +159,6 @@ class ResponseReader implements Dispatcher.DispatchHandler {
 }
 
 const gone = new Error('no longer wanted')
-
-function isJson(bytes: Buffer): boolean {
-  try {
-    JSON.parse(bytes.toString('utf8'))
-    return true
-  } catch {
-    return false
-  }
-}
 
 /** For the SDK's client: its decoder in our way, whose events differ in that binary members stay base64. */
 export const eventStreamSerdeProvider = () => ({

@@ -100,8 +100,9 @@ export class ConverseFold {
     return undefined
   }
 
-  /** `$metadata` is the answer's. */
-  reply($metadata: unknown): ModelReply {
+  /** `framed` false: only the last events can say that the stream is over. `$metadata` is the answer's. */
+  reply(framed: boolean | undefined, $metadata: unknown): ModelReply {
+    if (framed === false && !this.done) throw new Broken('ended its answer early')
     return toReply({ ...this.#rest, output: { message: { content: this.#content } }, $metadata })
   }
 

@@ -102,6 +102,7 @@ export function bedrock(options: BedrockOptions): Provider {
       const output = await sure(() => client.send(command, { abortSignal: stop.signal }))
       if (!onDelta) return sure(() => toReply(output))
 
+      seen.requestId ??= output.$metadata?.requestId ?? ''
       const fold = new ConverseFold()
       const events: AsyncIterator<object> = output.stream[Symbol.asyncIterator]()
       const next = async () => {
@@ -123,7 +124,7 @@ export function bedrock(options: BedrockOptions): Provider {
       }
       watch.stop()
       if (fold.done && !(await hasEnded(events))) stop.abort()
-      return sure(() => fold.reply(output.$metadata))
+      return sure(() => fold.reply(seen.framed, output.$metadata))
     }
 
     return wire.retrying(attempt, { retries, emitted: () => emitted, deadline, signal, clock })
