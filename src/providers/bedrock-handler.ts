@@ -16,7 +16,7 @@ export class Garbled extends Error {
   override name = 'Garbled'
 }
 
-/** What the SDK gives a handler. */
+/** The SDK's request. */
 interface Request {
   method: string
   protocol: string
@@ -27,9 +27,9 @@ interface Request {
   body?: string | Uint8Array
 }
 
-interface HandlerOptions {
+/** The SDK's options of a request. `isEventStream`: of an operation that answers with a stream. */
+interface Options {
   abortSignal?: AbortSignal
-  /** Set by the SDK for an operation that answers with a stream. */
   isEventStream?: boolean
 }
 
@@ -43,14 +43,13 @@ interface Response {
 export function requestHandler(dispatcher: () => Promise<Dispatcher>) {
   return {
     metadata: { handlerProtocol: 'http/1.1' },
-    async handle(request: Request, options: HandlerOptions = {}): Promise<{ response: Response }> {
+    async handle(request: Request, options: Options = {}): Promise<{ response: Response }> {
       const { method, protocol, hostname, port, path, headers, body = null } = request
       const origin = `${protocol}//${hostname}${port ? `:${port}` : ''}`
       const to = await dispatcher()
-      return new Promise((resolve, reject) => {
-        const reader = new ResponseReader(options, (response) => resolve({ response }), reject)
-        to.dispatch({ origin, path, method, headers, body }, reader)
-      })
+      const reader = new ResponseReader(options)
+      to.dispatch({ origin, path, method, headers, body }, reader)
+      return { response: await reader.response }
     },
     destroy() {},
     updateHttpClientConfig() {},
@@ -60,11 +59,11 @@ export function requestHandler(dispatcher: () => Promise<Dispatcher>) {
 
 /** An answer is collected and handed over whole; a good event stream at once, and then piece by piece. */
 class ResponseReader implements Dispatcher.DispatchHandler {
-  readonly #options: HandlerOptions
-  readonly #resolve: (response: Response) => void
-  readonly #reject: (error: unknown) => void
+  readonly response: Promise<Response>
+  readonly #options: Options
+  readonly #settle: PromiseWithResolvers<Response> = Promise.withResolvers()
   #controller: Dispatcher.DispatchController | undefined
-  #status = 0
+  #statusCode = 0
   #headers: Record<string, string> = {}
   #streams = false
   #bytes = 0
@@ -74,14 +73,9 @@ class ResponseReader implements Dispatcher.DispatchHandler {
   #error: unknown
   #wake = () => {}
 
-  constructor(
-    options: HandlerOptions,
-    resolve: (response: Response) => void,
-    reject: (error: unknown) => void,
-  ) {
+  constructor(options: Options) {
+    this.response = this.#settle.promise
     this.#options = options
-    this.#resolve = resolve
-    this.#reject = reject
     if (options.abortSignal?.aborted) this.#aborted()
     else options.abortSignal?.addEventListener('abort', this.#aborted, { once: true })
   }
@@ -95,20 +89,20 @@ class ResponseReader implements Dispatcher.DispatchHandler {
 
   onResponseStart(
     _: Dispatcher.DispatchController,
-    status: number,
+    statusCode: number,
     headers: Record<string, string | string[] | undefined>,
   ): void {
-    if (status < 200) return
-    this.#status = status
+    if (statusCode < 200) return
+    this.#statusCode = statusCode
     for (const [name, value] of Object.entries(headers)) this.#headers[name] = String(value)
-    this.#streams = this.#options.isEventStream === true && status < 300
+    this.#streams = this.#options.isEventStream === true && statusCode < 300
     if (this.#streams) this.#answer(this.#read())
   }
 
   onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
     if (this.#over) return
-    this.#bytes += chunk.length
     this.#pieces.push(chunk)
+    this.#bytes += chunk.length
     if (this.#bytes > caps.answer) this.#end(new Garbled('sent more than 16 MiB'))
     else if (this.#streams && this.#pieces.length > 1) controller.pause()
     this.#wake()
@@ -119,13 +113,13 @@ class ResponseReader implements Dispatcher.DispatchHandler {
   }
 
   onResponseError(_: Dispatcher.DispatchController, error: Error): void {
-    if (this.#status >= 300)
+    if (this.#statusCode >= 300)
       this.#end(undefined) // the status says enough
-    else this.#end(this.#status ? new Broken('broke the connection', { cause: error }) : error)
+    else this.#end(this.#statusCode ? new Broken('broke the connection', { cause: error }) : error)
   }
 
-  #answer(body: Uint8Array | AsyncIterable<Buffer>): void {
-    this.#resolve({ statusCode: this.#status, headers: this.#headers, body })
+  #answer(body: Response['body']): void {
+    this.#settle.resolve({ statusCode: this.#statusCode, headers: this.#headers, body })
   }
 
   #end(error: unknown): void {
@@ -134,10 +128,9 @@ class ResponseReader implements Dispatcher.DispatchHandler {
     this.#error = error
     this.#options.abortSignal?.removeEventListener('abort', this.#aborted)
     if (error) this.#controller?.abort(gone)
+    if (error) this.#settle.reject(error)
+    else if (!this.#streams) this.#answer(Buffer.concat(this.#pieces))
     this.#wake()
-    if (this.#streams) return
-    if (error) this.#reject(error)
-    else this.#answer(Buffer.concat(this.#pieces))
   }
 
   /** What came before an error is read before it is thrown. A reader that is slower than the wire pauses it. */
@@ -148,11 +141,10 @@ class ResponseReader implements Dispatcher.DispatchHandler {
       else if (this.#error) throw this.#error
       else if (this.#over) return
       else {
-        const more = new Promise<void>((resolve) => {
-          this.#wake = resolve
-        })
+        const more = Promise.withResolvers<void>()
+        this.#wake = more.resolve
         if (this.#controller?.paused) this.#controller.resume()
-        await more
+        await more.promise
       }
     }
   }
@@ -168,62 +160,32 @@ export const eventStreamSerdeProvider = () => ({
   },
 })
 
+/** Messages out of bytes cut anywhere. Checks lengths before it waits for them, and both checksums. */
 async function* eventsOf(body: AsyncIterable<Uint8Array>): AsyncGenerator<object> {
-  const decoder = new EventDecoder()
+  let held: Uint8Array[] = []
+  let size = 0
+  let need = prelude
   for await (const chunk of body) {
-    const { events, error } = decoder.push(
-      Buffer.from(chunk.buffer, chunk.byteOffset, chunk.length),
-    )
-    for (const event of events) yield event
-    if (error) throw error
+    held.push(chunk)
+    size += chunk.length
+    if (held.length > 1000) held = [Buffer.concat(held, size)] // of single bytes each is an object of a hundred
+    if (size < need) continue
+    const bytes = Buffer.concat(held, size)
+    let at = 0
+    for (need = prelude; size - at >= need; at += need, need = prelude) {
+      need = lengthOf(bytes, at)
+      if (size - at < need) break
+      const event = toEvent(bytes.subarray(at, at + need))
+      if (event) yield event
+    }
+    held = [bytes.subarray(at)]
+    size -= at
   }
-  if (decoder.isInside) throw new Broken('ended its answer early')
+  if (size > 0) throw new Broken('ended its answer early')
 }
 
 /** Bytes before the headers: total length, headers' length, and the checksum of these two. */
 const prelude = 12
-
-/** The members of Converse's stream that are read; a member to come is skipped, whatever it carries. */
-const known =
-  /^(messageStart|contentBlockStart|contentBlockDelta|contentBlockStop|messageStop|metadata)$/
-
-/** Messages out of bytes cut anywhere. Checks lengths before it waits for them, and both checksums. */
-class EventDecoder {
-  #held: Buffer[] = []
-  #size = 0
-  /** Bytes without which there is nothing more to read. */
-  #need = prelude
-
-  /** In the middle of a message. */
-  get isInside(): boolean {
-    return this.#size > 0
-  }
-
-  /** The events that `chunk` completes, and the exception that a message after them is. */
-  push(chunk: Buffer): { events: object[]; error?: unknown } {
-    const events: object[] = []
-    this.#held.push(chunk)
-    this.#size += chunk.length
-    if (this.#size < this.#need) return { events }
-    const bytes = this.#held.length === 1 ? chunk : Buffer.concat(this.#held, this.#size)
-    let at = 0
-    try {
-      for (this.#need = prelude; bytes.length - at >= this.#need; ) {
-        this.#need = lengthOf(bytes, at)
-        if (bytes.length - at < this.#need) break
-        const event = toEvent(bytes.subarray(at, at + this.#need))
-        if (event) events.push(event)
-        at += this.#need
-        this.#need = prelude
-      }
-    } catch (error) {
-      return { events, error }
-    }
-    this.#held = at < bytes.length ? [bytes.subarray(at)] : []
-    this.#size = bytes.length - at
-    return { events }
-  }
-}
 
 function lengthOf(bytes: Buffer, at: number): number {
   const length = bytes.readUInt32BE(at)
@@ -233,6 +195,11 @@ function lengthOf(bytes: Buffer, at: number): number {
   return length
 }
 
+/** The members of Converse's stream that are read; a member to come is skipped, whatever it carries. */
+const known =
+  /^(messageStart|contentBlockStart|contentBlockDelta|contentBlockStop|messageStop|metadata)$/
+
+/** As the SDK gives it: an object of one member. An exception is thrown, known by its name. */
 function toEvent(message: Buffer): object | undefined {
   const end = message.length - 4
   const body = prelude + message.readUInt32BE(4)
@@ -242,41 +209,34 @@ function toEvent(message: Buffer): object | undefined {
   const headers = toHeaders(message.subarray(prelude, body))
   const text = message.toString('utf8', body, end)
   const type = headers.get(':message-type')
-  if (type === 'exception') throw named(headers.get(':exception-type'), toMessage(text))
+  if (type === 'exception') throw named(headers.get(':exception-type'), JSON.parse(text).message)
   if (type === 'error') throw named(headers.get(':error-code'), headers.get(':error-message'))
   if (type !== 'event') throw new Garbled('sent a message that is no event')
   const member = headers.get(':event-type') ?? ''
   return known.test(member) ? { [member]: JSON.parse(text) } : undefined
 }
 
-/** An error as the SDK throws it: known by its name, which the SDK writes with a capital. */
-function named(name = 'Unknown', message = ''): Error {
-  return Object.assign(new Error(message), { name: name.charAt(0).toUpperCase() + name.slice(1) })
+/** The SDK writes a name with a capital. */
+function named(name = 'UnknownException', message: unknown): Error {
+  const error = new Error(typeof message === 'string' ? message : '')
+  return Object.assign(error, { name: name.charAt(0).toUpperCase() + name.slice(1) })
 }
 
-function toMessage(text: string): string {
-  try {
-    return String(JSON.parse(text).message ?? '')
-  } catch {
-    return text
-  }
-}
-
-/** Sizes of the values by type: true, false, byte, short, integer, long; 6 and 7 carry their own; timestamp, UUID. */
-const sizes = [0, 0, 1, 2, 4, 8, undefined, undefined, 8, 16]
+/** Sizes of a header's value by type; -1: it carries its own. True, false, byte, short, integer, long, ... */
+const sizes = [0, 0, 1, 2, 4, 8, -1, -1, 8, 16]
 
 function toHeaders(bytes: Buffer): Map<string, string> {
   const headers = new Map<string, string>()
   for (let at = 0; at < bytes.length; ) {
-    const name = bytes.toString('utf8', at + 1, at + 1 + bytes.readUInt8(at))
-    at += 1 + bytes.readUInt8(at)
-    const type = bytes.readUInt8(at++)
-    if (type >= sizes.length) throw new Garbled('sent a header of no known type')
-    const size = sizes[type] ?? bytes.readUInt16BE(at)
-    if (sizes[type] === undefined) at += 2
-    if (at + size > bytes.length) throw new Garbled('sent a damaged header')
-    if (type === 7) headers.set(name, bytes.toString('utf8', at, at + size))
-    at += size
+    const start = at + 2 + bytes.readUInt8(at)
+    const name = bytes.toString('utf8', at + 1, start - 1)
+    const type = bytes.readUInt8(start - 1)
+    const size = sizes[type]
+    at = size === -1 ? start + 2 : start
+    const end = at + (size === -1 ? bytes.readUInt16BE(start) : (size ?? Number.POSITIVE_INFINITY))
+    if (end > bytes.length) throw new Garbled('sent a damaged header')
+    if (type === 7) headers.set(name, bytes.toString('utf8', at, end))
+    at = end
   }
   return headers
 }
