@@ -74,7 +74,7 @@ export type InputOf<S> = S extends string
       ? Static<S>
       : XStatic<S>
 type TextIsObject<S> = S extends string
-  ? [InputOf<S>] extends [never]
+  ? [InputOf<S>] extends [never] | [readonly unknown[]]
     ? { input: 'is not the text of a TypeScript object type' }
     : [InputOf<S>] extends [object]
       ? unknown
@@ -138,6 +138,8 @@ type Flag = 'idempotent' | 'editable' | 'type' | 'approver' | 'quorum' | 'granta
 
 /** Throws `invalid_argument` for whatever is wrong for good. */
 export function tool<const S>(definition: ToolDefinition<S>): Tool {
+  if (typeof definition !== 'object' || definition === null)
+    throw wrong(`a tool is made of a definition, tool({ name, ... }), got ${typeof definition}`)
   const { name, description, execute } = definition
   if (typeof name !== 'string' || !/^[A-Za-z0-9_-]{1,64}$/.test(name))
     throw wrong(`a tool's name must be 1 to 64 of A-Z a-z 0-9 _ -, got ${JSON.stringify(name)}`)
@@ -192,10 +194,10 @@ export function outputText(tool: Tool, value: unknown): string {
 /** `{ stdout?, stderr?, exitCode? }`, the usual result of a shell; anything else stays as it is. */
 function commandText(value: object | null): unknown {
   if (!value || !('stdout' in value || 'stderr' in value || 'exitCode' in value)) return value
-  const { stdout = '', stderr = '', exitCode = 0 } = value as Record<string, unknown>
-  const errors = String(stderr).trim() ? `Errors:\n${stderr}` : ''
-  const code = exitCode === 0 ? '' : `Exit code: ${exitCode}`
-  return [String(stdout).trimEnd(), errors.trimEnd(), code].filter(Boolean).join('\n')
+  const { stdout, stderr, exitCode } = value as Record<string, unknown>
+  const errors = `${stderr ?? ''}`.trim() ? `Errors:\n${stderr}` : ''
+  const code = (exitCode ?? 0) === 0 ? '' : `Exit code: ${exitCode}`
+  return [`${stdout ?? ''}`.trimEnd(), errors.trimEnd(), code].filter(Boolean).join('\n')
 }
 
 type Json = Record<string, unknown>
@@ -204,26 +206,31 @@ type Validate = Tool['validate']
 function inputOf(input: unknown, defaults: Json | undefined, fault: (p: string) => DcafError) {
   if (typeof input === 'string') {
     const schema = Type.Script(input) as unknown as Json
-    if (schema.type !== 'object')
+    if (schema.type !== 'object' || JSON.stringify(schema).includes('"$ref":"'))
       throw fault(`input is not the text of a TypeScript object type: ${JSON.stringify(input)}`)
     return jsonInput(schema, defaults, fault)
   }
   if (input !== null && (typeof input === 'object' || typeof input === 'function')) {
     const standard = (input as Partial<StandardSchema>)['~standard']
     if (!standard) return jsonInput(input as Json, defaults, fault)
-    const schema = standard.jsonSchema?.input({ target: 'draft-2020-12' })
-    if (!schema)
-      throw fault(
-        `its ${standard.vendor} schema gives no JSON Schema. Hand over one that does ` +
-          '(valibot: toStandardJsonSchema from @valibot/to-json-schema)',
-      )
+    let schema: Json | undefined
+    let why = 'Hand over one that does (valibot: toStandardJsonSchema from @valibot/to-json-schema)'
+    try {
+      schema = standard.jsonSchema?.input({ target: 'draft-2020-12' })
+    } catch (error) {
+      why = String(error)
+    }
+    if (!schema) throw fault(`its ${standard.vendor} schema gives no JSON Schema. ${why}`)
     if (defaults) throw fault('write defaults in the schema itself')
     const { schema: shown } = jsonInput(schema, undefined, fault)
     const validate: Validate = async (value) => {
-      const result = await standard.validate(value)
-      if (!result.issues) return { value: result.value }
-      return {
-        problem: result.issues.map((i) => `${pointer(i.path)} ${i.message}`.trim()).join('; '),
+      try {
+        const result = await standard.validate(value)
+        if (!result.issues) return { value: result.value }
+        const problems = result.issues.map((i) => `${pointer(i.path)} ${i.message}`.trim())
+        return { problem: problems.join('; ') || 'invalid' }
+      } catch (error) {
+        return { problem: error instanceof Error ? error.message : 'its schema failed' }
       }
     }
     return { schema: shown, validate }
@@ -241,32 +248,67 @@ function jsonInput(source: Json, defaults: Json | undefined, fault: (p: string) 
     if (!Object.hasOwn(schema.properties, key)) throw fault(`defaults.${key} is no property`)
     schema.properties[key] = { ...schema.properties[key], default: value }
   }
-  for (const [key, property] of Object.entries(schema.properties)) {
-    if (typeof property !== 'object' || !('default' in property)) continue
-    const problem = problems(compile(property), property.default)
+  for (const [key, property] of defaulted(schema)) {
+    const problem = problems(within(schema, property), fill(property, property.default, schema))
     if (problem) throw fault(`the default of ${key} fails its schema: ${problem}`)
   }
   let check: Validator | undefined
   const validate: Validate = async (value) => {
     check ??= compile(schema)
-    const filled = fill(schema, value)
+    const filled = fill(schema, value, schema)
     const problem = problems(check, filled)
     return problem ? { problem } : { value: filled }
   }
   return { schema: withoutDefaulted(JSON.parse(JSON.stringify(schema))) as Json, validate }
 }
 
-/** A copy of `value` with the defaults of `schema` filled in; what is no object or array is left as it is. */
-function fill(schema: unknown, value: unknown): unknown {
+/** Every property that has a default, however deep. */
+function* defaulted(schema: unknown): Generator<[string, Json]> {
+  if (typeof schema !== 'object' || schema === null) return
+  const { properties } = schema as { properties?: Record<string, Json> }
+  for (const [key, property] of Object.entries(properties ?? {}))
+    if (typeof property === 'object' && 'default' in property) yield [key, property]
+  for (const part of Object.values(schema)) yield* defaulted(part)
+}
+
+/** A part of a schema by itself, its references still leading somewhere. */
+function within({ $defs, definitions }: Json, part: unknown): Validator {
+  const more = { ...($defs ? { $defs } : {}), ...(definitions ? { definitions } : {}) }
+  return compile(typeof part === 'object' ? { ...part, ...more } : part)
+}
+
+type Branches = {
+  properties?: Record<string, Json>
+  items?: unknown
+  allOf?: unknown[]
+  anyOf?: unknown[]
+  oneOf?: unknown[]
+  $ref?: unknown
+}
+
+/** A copy of `value` with the defaults of `schema` filled in; of a choice those of the first branch that then fits. */
+function fill(schema: unknown, value: unknown, root: Json): unknown {
   if (typeof schema !== 'object' || schema === null) return value
-  const { properties, items } = schema as { properties?: Record<string, Json>; items?: unknown }
-  if (Array.isArray(value)) return items ? value.map((item) => fill(items, item)) : value
-  if (!properties || typeof value !== 'object' || value === null) return value
-  const filled: Json = { ...value }
-  for (const [key, property] of Object.entries(properties)) {
-    if (Object.hasOwn(filled, key)) filled[key] = fill(property, filled[key])
-    else if (typeof property === 'object' && 'default' in property)
-      filled[key] = structuredClone(property.default)
+  if (typeof value !== 'object' || value === null) return value
+  const { properties, items, allOf = [], anyOf, oneOf, $ref } = schema as Branches
+  let filled = value as Json | unknown[]
+  if (Array.isArray(filled)) filled = items ? filled.map((item) => fill(items, item, root)) : filled
+  else {
+    filled = { ...filled }
+    for (const [key, property] of Object.entries(properties ?? {})) {
+      if (Object.hasOwn(filled, key)) filled[key] = fill(property, filled[key], root)
+      else if (typeof property === 'object' && 'default' in property)
+        filled[key] = fill(property, structuredClone(property.default), root)
+    }
+  }
+  const steps = typeof $ref === 'string' && $ref.startsWith('#/') ? $ref.slice(2).split('/') : []
+  const referred = steps.reduce((at: unknown, step) => (at as Json | undefined)?.[step], root)
+  const parts = steps.length > 0 ? [...allOf, referred] : allOf
+  for (const part of parts) filled = fill(part, filled, root) as Json
+  for (const choice of [anyOf, oneOf]) {
+    const tried = choice?.map((branch) => ({ branch, made: fill(branch, filled, root) }))
+    const fit = tried?.find(({ branch, made }) => within(root, branch).Check(made))
+    if (fit) filled = fit.made as Json
   }
   return filled
 }
