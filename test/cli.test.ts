@@ -114,14 +114,14 @@ import os, pty, sys, select, json, time
 steps = json.loads(sys.argv[1]); args = sys.argv[2:]
 pid, fd = pty.fork()
 if pid == 0: os.execvp(args[0], args)
-seen = ''; end = time.time() + 20
+seen = ''; at = 0; end = time.time() + 20
 for wait, text in steps:
-    start = len(seen)
-    while wait not in seen[start - min(start, 0):] if not start else wait not in seen[start:]:
+    while seen.find(wait, at) < 0:
         if time.time() > end: sys.stderr.write('no ' + wait + ' in ' + seen); sys.exit(9)
         if select.select([fd], [], [], 0.1)[0]:
             try: seen += os.read(fd, 65536).decode('utf8', 'replace')
-            except OSError: break
+            except OSError: sys.stderr.write('ended before ' + wait); sys.exit(9)
+    at = seen.find(wait, at) + len(wait)
     os.write(fd, text.encode())
 while True:
     try: data = os.read(fd, 65536)
