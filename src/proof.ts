@@ -4,7 +4,7 @@
 
 import * as crypto from 'node:crypto'
 import { DcafError } from './providers/provider.ts'
-import { MemoryStore, type Store } from './store.ts'
+import { available, MemoryStore, type Store } from './store.ts'
 import type { PlatformContext, Tool } from './tool.ts'
 
 /** Whom and where an approval is for: identities, never tokens. `bound` is what `bindContext` returned. */
@@ -24,10 +24,11 @@ export function nonce(): string {
   return `tc_${crypto.randomBytes(12).toString('base64url')}`
 }
 
-const idPattern = /^(tc_[\w-]{16})\.([\w-]{4})\.([0-9a-z]{1,8})\.([\w-]{16})\.([\w-]{22})$/
+const idPattern = /^(tc_[\w-]{16})\.([\w-]{4})\.([1-9a-z][0-9a-z]{0,7})\.([\w-]{16})\.([\w-]{22})$/
 
-export function parseId(id: string): Id | undefined {
-  const match = idPattern.exec(id)
+/** `undefined` for anything else, text or not. */
+export function parseId(id: unknown): Id | undefined {
+  const match = typeof id === 'string' && idPattern.exec(id)
   if (!match) return undefined
   const [, nonce = '', kid = '', expires = '', shown = '', mac = ''] = match
   return { nonce, kid, expires: Number.parseInt(expires, 36) * 1000, shown, mac }
@@ -42,7 +43,7 @@ export class Authority {
 
   /** `keys`: 32 bytes each, base64; `undefined` ones are skipped. Throws where a durable store comes without. */
   constructor(store: Store, keys: (string | undefined)[] = []) {
-    this.store = store
+    this.store = available(store)
     this.#keys = keys.flatMap((text, index) => (text ? [readKey(text, index)] : []))
     if (this.#keys.length > 0) return
     if (!(store instanceof MemoryStore))
@@ -171,7 +172,7 @@ export function audience(who: Who, approver: Tool['approver']): unknown[] {
   let list = known.get(who)
   if (!list) {
     const scopes = Array.isArray(c.scopes)
-      ? c.scopes.map((s) => `${s?.name ?? s?.Name}`).sort()
+      ? c.scopes.map((s) => `${typeof s === 'string' ? s : (s?.name ?? s?.Name)}`).sort()
       : null
     const where = [scopes, c.kubeconfig_path ?? null, cluster(c.kubeconfig), who.bound ?? null]
     list = [

@@ -75,3 +75,29 @@ export class MemoryStore implements Store {
 export function memoryStore(): MemoryStore {
   return new MemoryStore()
 }
+
+const guarded = new WeakMap<Store, Store>()
+
+/** The same store, each of whose failures is `store_unavailable`: a caller's own may reject with anything. */
+export function available(store: Store): Store {
+  if (store instanceof MemoryStore) return store
+  const guard = async <T>(work: () => Promise<T>): Promise<T> => {
+    try {
+      return await work()
+    } catch (cause) {
+      if (cause instanceof DcafError) throw cause
+      throw new DcafError('store_unavailable', `the store failed: ${cause}`, {
+        retryable: true,
+        cause,
+      })
+    }
+  }
+  const made = guarded.get(store) ?? {
+    get: (key) => guard(() => store.get(key)),
+    set: (key, value, ttlMs) => guard(() => store.set(key, value, ttlMs)),
+    swap: (key, expected, value, ttlMs) => guard(() => store.swap(key, expected, value, ttlMs)),
+    delete: (key) => guard(() => store.delete(key)),
+  }
+  guarded.set(store, made).set(made, made)
+  return made
+}
