@@ -127,7 +127,7 @@ export function figures({ quick }) {
       wire: 'openai',
       stream: true,
       count,
-      scenario: quick ? 'd50n24' : 'd50n80',
+      scenario: quick ? 'd50n24' : 'd50n120',
     },
     rows: [
       {
