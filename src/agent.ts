@@ -319,7 +319,7 @@ async function converse(self: Run): Promise<void> {
     if (self.stop) return
     desk.signal.throwIfAborted()
     if (turn > 0 || self.path.length > 0) await status(self, { type: 'thinking' })
-    const { reply, offered } = await think(self)
+    const { reply, offered } = await inTime(think(self), desk.signal, 1_000)
     const parts = reply.parts.map((part) => (part.type === 'tool_call' ? renamed(part) : part))
     state.messages.push({ role: 'assistant', parts, results: [] })
     if (offered) self.offered = offered
@@ -1361,6 +1361,26 @@ async function status(
   if (text) await self.emit({ type: 'intermittent_update', text, content: {} })
 }
 
+/** What `work` gives, or the reason of `signal`, which whoever works may not heed, `graceMs` after it. */
+export async function inTime<T>(
+  work: T | Promise<T>,
+  signal: AbortSignal,
+  graceMs = 0,
+): Promise<T> {
+  const over = Promise.withResolvers<never>()
+  let timer: NodeJS.Timeout | undefined
+  const onAbort = (): void => {
+    timer = setTimeout(() => over.reject(aborted(signal)), graceMs)
+  }
+  signal.addEventListener('abort', onAbort)
+  if (signal.aborted) onAbort()
+  try {
+    return await Promise.race([work, over.promise])
+  } finally {
+    signal.removeEventListener('abort', onAbort)
+    clearTimeout(timer)
+  }
+}
 function aborted(signal: AbortSignal): DcafError {
   return signal.reason instanceof DcafError
     ? signal.reason

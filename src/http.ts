@@ -4,6 +4,7 @@
 
 import { randomUUID } from 'node:crypto'
 import type { IncomingMessage, ServerResponse } from 'node:http'
+import { inspect } from 'node:util'
 import {
   type Agent,
   authorityOf,
@@ -11,6 +12,7 @@ import {
   checkAgent,
   dataBlock,
   type ExecutedCall,
+  inTime,
   type Listener,
   type PendingCall,
   type RunEvent,
@@ -151,7 +153,9 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
     mode === 'plain'
       ? undefined
       : import('./sessions.ts').then((m) => m.keeper(mode, authority, options.sessionKey))
-  const door: Door = { ...options, options, agent, store, limits, keeper, admitted: 0 }
+  const lastMs = 1_000 + Math.max(limits.toolMs, ...timeoutsOf(agent))
+  const door: Door = { ...options, options, agent, store, limits, keeper, lastMs, admitted: 0 }
+  const { stallMs } = limits
   if (trustClient)
     note(door, undefined, 'warn', 'trust_client', {
       message: 'approvals are accepted without proof',
@@ -178,12 +182,11 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
     const allow = route === 'health' ? 'GET, HEAD' : 'POST'
     if (!allow.split(', ').includes(req.method ?? '')) {
       res.setHeader('allow', allow)
-      sendJson(res, 405, {
-        ...problemOf(new DcafError('invalid_request', `Use ${allow} here.`), requestId),
-      })
+      const problem = new DcafError('invalid_request', `Use ${allow} here.`)
+      sendJson(res, 405, problemOf(problem, requestId), stallMs)
     } else if (route === 'health') {
       const ready = !(draining && new URLSearchParams(query).has('ready'))
-      sendJson(res, ready ? 200 : 503, { status: ready ? 'ok' : 'draining' })
+      sendJson(res, ready ? 200 : 503, { status: ready ? 'ok' : 'draining' }, stallMs)
     } else {
       const each: Live = { stop: new AbortController(), hard: new AbortController() }
       live.add(each)
@@ -197,15 +200,15 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
       }
       live.delete(each)
       if (ask.admitted) door.admitted--
-      const durationMs = Math.round(performance.now() - started)
+    }
+    if (route !== 'health')
       note(door, ask, 'info', 'request', {
         method: req.method,
         path,
-        status: res.statusCode,
-        duration_ms: durationMs,
+        ...(res.headersSent && { status: res.statusCode }),
+        duration_ms: Math.round(performance.now() - started),
         ...ask.outcome,
       })
-    }
     return true
   }
 
@@ -235,6 +238,8 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
 type Door = ChatOptions & {
   agent: Agent | AgentFunction
   store: Store
+  /** After its signal a run may go on for so long: an approved tool finishes. */
+  lastMs: number
   limits: ChatLimits
   options: ChatOptions
   /** Requests whose body is read and whose run is under way: a slow sender takes no place. */
@@ -270,6 +275,11 @@ function checkStart(agent: Agent | AgentFunction, options: ChatOptions): void {
   }
 }
 
+function timeoutsOf(agent: Agent | AgentFunction): number[] {
+  const tools = typeof agent === 'function' ? [] : (agent.tools ?? [])
+  return tools.flatMap((t) => (t.agent ? timeoutsOf(t.agent as Agent) : (t.timeoutMs ?? 0)))
+}
+
 async function answer(door: Door, ask: Ask, live: Live): Promise<void> {
   const { req, res } = ask
   const { limits } = door
@@ -285,7 +295,7 @@ async function answer(door: Door, ask: Ask, live: Live): Promise<void> {
     checkHead(req, limits.bodyBytes)
     const { authenticate } = door
     if (authenticate) {
-      ask.principal = await authenticate(req)
+      ask.principal = await inTime(authenticate(req), live.stop.signal)
       if (ask.principal === undefined)
         throw new DcafError('unauthenticated', 'Who asks is not known.')
     }
@@ -315,7 +325,8 @@ async function converse(door: Door, ask: Ask, live: Live, body: unknown): Promis
   ask.context = context
   ask.mask = masker(secretsOf(context))
   ask.echo = echoOf(body as object, ask.mask)
-  await door.validateContext?.(context)
+  const { signal } = live.stop
+  await inTime(door.validateContext?.(context), signal)
   const threadId =
     typeof context.thread_id === 'number' ? String(context.thread_id) : context.thread_id
   const at: At = {
@@ -326,15 +337,18 @@ async function converse(door: Door, ask: Ask, live: Live, body: unknown): Promis
     warn: (message) => note(door, ask, 'warn', 'session', { message }),
     mask: ask.mask,
   }
-  const incoming = sessionIn(thread)
-  const session = keeper ? await (await keeper).open(incoming, at) : readSession(incoming)
+  const { incoming, path } = sessionIn(thread)
+  const session = keeper
+    ? await inTime((await keeper).open(incoming, at), signal)
+    : readSession(incoming, path)
   const stream = ask.streams ? new Lines(ask.res, limits.stallMs, live.stop) : undefined
   ask.stream = stream
   if (
     !items.some((item) => item.approve || item.reason) &&
-    !(await isAnswered(door, thread, context, body as object))
+    !(await inTime(isAnswered(door, thread, context, body as object), signal))
   ) {
-    const silent = { text: '', session }
+    const { $run: paused } = incoming
+    const silent = { text: '', session, ...(typeof paused === 'string' && { paused }) }
     return finish(door, ask, silent, at)
   }
   const options: RunOptions = {
@@ -343,7 +357,7 @@ async function converse(door: Door, ask: Ask, live: Live, body: unknown): Promis
     threadId,
     principal: ask.principal,
     store,
-    signal: live.stop.signal,
+    signal,
     hardSignal: live.hard.signal,
     trustClient,
     onEvent: (fact) => onFact(door, ask, fact),
@@ -354,22 +368,35 @@ async function converse(door: Door, ask: Ask, live: Live, body: unknown): Promis
     ...(stream && { emit: (event: RunEvent) => relay(stream, event) }),
   }
   const input = inputOf(thread, items, incoming.$run, ask.mask)
-  if (typeof agent !== 'function') return finish(door, ask, await run(agent, input, options), at)
-  await finish(door, ask, await heard(agent, input, options), at)
+  const work: Promise<Answer> =
+    typeof agent === 'function'
+      ? heard(agent, input, options, ask.mask)
+      : run(agent, input, options)
+  await finish(door, ask, await inTime(work, signal, door.lastMs), at)
 }
 
 /** A function and what it said through `emit`, which counts over what it returns: both answers must be the same. */
-async function heard(agent: AgentFunction, input: RunInput, options: RunOptions): Promise<Answer> {
+async function heard(
+  agent: AgentFunction,
+  input: RunInput,
+  options: RunOptions,
+  mask: Mask,
+): Promise<Answer> {
   let text = ''
   const lines = new Set<ExecutedCall>()
   const emit = (event: RunEvent) => {
-    if (event.type === 'text_delta') text += event.text
-    for (const line of executedIn(event)) lines.add(line)
-    return options.emit?.(event)
+    const isSaid = event.type === 'text_delta' || event.type === 'intermittent_update'
+    const said = isSaid ? (maskJson(event, mask) as RunEvent) : event
+    if (said.type === 'text_delta') text += said.text
+    for (const line of executedIn(said)) lines.add(line)
+    return options.emit?.(said)
   }
   try {
     const answer = await agent(input, { ...options, emit })
-    return { executed: [...lines], ...answer, text: text || answer.text }
+    if (typeof answer?.text !== 'string')
+      throw new TypeError('the function in place of an agent must return { text }')
+    const executed = [...lines.union(new Set(('executed' in answer && answer.executed) || []))]
+    return { ...answer, executed, text: text || mask(answer.text) }
   } catch (error) {
     if (lines.size === 0) throw error
     return {
@@ -403,7 +430,7 @@ function checkHead(req: IncomingMessage, bodyBytes: number): void {
   const charset = parameters.find((part) => part.startsWith('charset='))
   if (media !== 'application/json' || (charset && !/^charset="?utf-?8"?$/.test(charset)))
     throw new DcafError('unsupported_media_type', 'Content-Type must be application/json in UTF-8.')
-  if (encoding !== 'identity')
+  if (encoding.toLowerCase() !== 'identity')
     throw new DcafError('unsupported_media_type', 'Content-Encoding must be absent or identity.')
   if (Number(length) > bodyBytes) throw tooLarge(bodyBytes)
 }
@@ -476,29 +503,29 @@ const idPattern = /^[\w.-]{1,64}$/
 
 function echoOf(body: object, mask: Mask): Record<string, unknown> | undefined {
   const scalars = Object.entries(body).filter(
-    ([key, value]) => key !== 'messages' && !secretKeys.has(key) && typeof value !== 'object',
+    ([key, value]) =>
+      key !== 'messages' && !secretKeys.has(key) && (typeof value !== 'object' || value === null),
   )
   return scalars.length > 0
     ? Object.fromEntries(scalars.map(([k, v]) => [k, typeof v === 'string' ? mask(v) : v]))
     : undefined
 }
 
-function readSession(incoming: Record<string, unknown>): Session {
-  try {
-    return new Session(incoming)
-  } catch (error) {
-    throw new wire.WireError('invalid_request', 'The session of the request is not valid.', [
-      { path: '/messages', message: (error as Error).message },
-    ])
-  }
-}
-
-/** The newest session of the thread, even an empty one. */
-function sessionIn(thread: Thread): Record<string, unknown> {
+/** The newest session of the thread, even an empty one, and where it is. */
+function sessionIn(thread: Thread): { incoming: Record<string, unknown>; path: string } {
   const newest = thread.findLast(
     ({ message }) => message.data && Object.hasOwn(message.data, 'session'),
   )
-  return newest?.message.data?.session ?? {}
+  const path = `/messages/${newest?.index}/data/session`
+  return { incoming: newest?.message.data?.session ?? {}, path }
+}
+
+function readSession(incoming: Record<string, unknown>, path: string): Session {
+  try {
+    return new Session(incoming)
+  } catch {
+    throw wire.invalid(path, 'is nested too deep for a session')
+  }
 }
 
 async function isAnswered(
@@ -538,13 +565,13 @@ function inputOf(thread: Thread, items: wire.WireItem[], paused: unknown, mask: 
   })
   const words = messages.at(-1)?.content.trim() || 'not approved'
   const earlier = thread.slice(0, -1).map(({ message }) => message)
-  const known = (id: string) => earlier.findLast((message) => wire.proposedIn(message).has(id))
+  const known = new Map(items.length > 0 ? earlier.flatMap((m) => [...wire.proposedIn(m)]) : [])
   const decides = items.some((item) => item.approve || item.reason !== undefined)
   const decisions: Decision[] = []
   const answered = earlier.findLast((message) => message.role === 'assistant')
   const proposed = new Map(answered ? wire.proposedIn(answered) : [])
   for (const { id, lists, approve, reason, name, input, edited, grant, path } of items) {
-    const shown = id ? wire.proposedIn(known(id) ?? { role: 'user' }).get(id) : undefined
+    const shown = known.get(id)
     if (decides && !approve && reason === undefined) {
       if (shown || name)
         proposed.set(id, shown ?? { name: name ?? '', input: input ?? {}, ...(path && { path }) })
@@ -576,26 +603,29 @@ function inputOf(thread: Thread, items: wire.WireItem[], paused: unknown, mask: 
 function relay(stream: Lines, event: RunEvent): Promise<void> | undefined {
   switch (event.type) {
     case 'text_delta':
-    case 'intermittent_update':
       return stream.write(event)
+    case 'intermittent_update': // nobody waits for a tool's: where the reader is far behind, they are left out
+      return stream.behind ? undefined : stream.write(event)
     case 'executed_tool_calls':
-      return stream.write({
-        type: event.type,
-        executed_tool_calls: event.executedToolCalls.map(executedCall),
-      })
+      return stream.tell('tool_calls', event.executedToolCalls)
     case 'executed_commands':
-      return stream.write({
-        type: event.type,
-        executed_cmds: event.executedCmds.map(executedCommand),
-      })
+      return stream.tell('cmds', event.executedCmds)
     case 'executed_approvals':
-      return stream.write({
-        type: event.type,
-        executed_approvals: event.executedApprovals.map(executedApproval),
-      })
+      return stream.tell('approvals', event.executedApprovals)
     default:
       return undefined
   }
+}
+
+function within(list: wire.WireList, calls: Iterable<ExecutedCall>): ExecutedCall[] {
+  return [...calls].filter(({ lists = ['tool_calls'] }) => lists.includes(list))
+}
+function executedLine(list: wire.WireList, calls: ExecutedCall[]): WireEvent {
+  if (list === 'cmds')
+    return { type: 'executed_commands', executed_cmds: calls.map(executedCommand) }
+  return list === 'approvals'
+    ? { type: 'executed_approvals', executed_approvals: calls.map(executedApproval) }
+    : { type: 'executed_tool_calls', executed_tool_calls: calls.map(executedCall) }
 }
 
 type Answer = Partial<Omit<RunResult, 'session'>> & {
@@ -606,9 +636,7 @@ type Answer = Partial<Omit<RunResult, 'session'>> & {
 async function finish(door: Door, ask: Ask, answer: Answer, at: At): Promise<void> {
   const { stream, requestId, res } = ask
   const { executed = [], pending = [], usage = noUsage, stop = 'end', runId = requestId } = answer
-  const kept =
-    answer.session instanceof Session ? answer.session : new Session(answer.session ?? {})
-  const saved = await save(door, kept, at).catch(toError)
+  const saved = await save(door, answer.session, at).catch(toError)
   const error = answer.error ?? (saved instanceof DcafError ? saved : undefined)
   ask.outcome = { run_id: runId, stop_reason: error ? 'error' : stop }
   if (error && executed.length === 0 && !stream?.started) throw error
@@ -632,6 +660,9 @@ async function finish(door: Door, ask: Ask, answer: Answer, at: At): Promise<voi
   const commands = pending.filter((call) => call.type === 'command')
   const toolCalls = pending.filter((call) => call.type !== 'command')
   if (stream) {
+    const untold = executed.filter((call) => !stream.told.has(call))
+    for (const list of ['tool_calls', 'cmds', 'approvals'] as const)
+      if (within(list, untold).length > 0) await stream.tell(list, within(list, untold))
     if (!stream.spoke && answer.text) await stream.write({ type: 'text_delta', text: answer.text })
     if (commands.length > 0)
       await stream.write({ type: 'commands', commands: commands.map(pendingCommand) })
@@ -649,19 +680,17 @@ async function finish(door: Door, ask: Ask, answer: Answer, at: At): Promise<voi
       ...(executed.length > 0 && { meta_data }),
     })
   }
-  const of = (list: 'tool_calls' | 'cmds' | 'approvals') =>
-    executed.filter((call) => (call.lists ?? ['tool_calls']).includes(list))
   const name = door.agent.name
-  sendJson(res, 200, {
+  const message = {
     role: 'assistant',
     content: answer.text,
     data: {
       tool_calls: toolCalls.map(pendingCall),
-      executed_tool_calls: of('tool_calls').map(executedCall),
+      executed_tool_calls: within('tool_calls', executed).map(executedCall),
       approvals: pending.map(pendingApproval),
-      executed_approvals: of('approvals').map(executedApproval),
+      executed_approvals: within('approvals', executed).map(executedApproval),
       cmds: commands.map(pendingCommand),
-      executed_cmds: of('cmds').map(executedCommand),
+      executed_cmds: within('cmds', executed).map(executedCommand),
       url_configs: [],
       user_file_uploads: [],
       session,
@@ -675,11 +704,17 @@ async function finish(door: Door, ask: Ask, answer: Answer, at: At): Promise<voi
     timestamp: new Date().toISOString(),
     user: null,
     agent: name ? { name, id: name } : null,
-  })
+  }
+  sendJson(res, 200, message, door.limits.stallMs)
 }
 
 /** The session as it goes out, secrets masked. */
-async function save({ keeper }: Door, session: Session, at: At): Promise<Record<string, unknown>> {
+async function save(
+  { keeper }: Door,
+  answered: Answer['session'],
+  at: At,
+): Promise<Record<string, unknown>> {
+  const session = answered instanceof Session ? answered : new Session(answered ?? {})
   if (keeper) return (await keeper).close(session, at)
   return maskJson(session.toJSON(), at.mask) as Record<string, unknown>
 }
@@ -746,6 +781,11 @@ function plainly(output: string, outcome: string): string {
 
 type WireEvent = { type: string; [key: string]: unknown }
 
+/** Characters that a burst may have waiting for the end of its tick. */
+const burst = 65_536
+/** Bytes that the client has not read, beyond which hints are left out. */
+const farBehind = 1_048_576
+
 /** The one writer of NDJSON: what is said in one tick goes out as one string, and a full socket holds the run. */
 class Lines {
   readonly #res: ServerResponse
@@ -756,6 +796,8 @@ class Lines {
   started = false
   /** Some text was sent. */
   spoke = false
+  /** Outcomes that were sent. */
+  readonly told = new Set<ExecutedCall>()
 
   constructor(res: ServerResponse, stallMs: number, stop: AbortController) {
     this.#res = res
@@ -767,9 +809,20 @@ class Lines {
   write(event: WireEvent): Promise<void> | undefined {
     this.started = true
     this.spoke ||= event.type === 'text_delta'
+    if (this.#res.destroyed) return undefined
     if (!this.#waiting) process.nextTick(() => this.#flush())
     this.#waiting += wire.line(event)
+    if (this.#waiting.length > burst) this.#flush()
     return this.#draining
+  }
+
+  tell(list: wire.WireList, calls: ExecutedCall[]): Promise<void> | undefined {
+    for (const call of calls) this.told.add(call)
+    return this.write(executedLine(list, calls))
+  }
+
+  get behind(): boolean {
+    return this.#res.writableLength > farBehind
   }
 
   #flush(): void {
@@ -814,7 +867,8 @@ const streamHeaders = {
   'x-content-type-options': 'nosniff',
 }
 
-function sendJson(res: ServerResponse, status: number, body: unknown): void {
+/** `stallMs`: how long the client may take to read it. */
+function sendJson(res: ServerResponse, status: number, body: unknown, stallMs: number): void {
   if (res.headersSent || res.destroyed) return
   const text = JSON.stringify(body)
   const length = Buffer.byteLength(text)
@@ -825,6 +879,8 @@ function sendJson(res: ServerResponse, status: number, body: unknown): void {
     'x-content-type-options': 'nosniff',
   })
   res.end(res.req.method === 'HEAD' ? undefined : text)
+  const timer = setTimeout(() => res.destroy(), stallMs)
+  res.once('close', () => clearTimeout(timer))
 }
 
 // ---------------------------------------------------------------- failure
@@ -894,21 +950,24 @@ async function failed(door: Door, ask: Ask, thrown: unknown): Promise<void> {
   const { res, stream, requestId } = ask
   const error = toError(thrown)
   const told = problemOf(error, requestId)
-  if (error.code !== 'aborted' && (statuses[told.code] ?? 500) >= 500) failure(door, ask, error)
+  const isGone = error.code === 'aborted'
+  ask.outcome = { ...ask.outcome, code: isGone ? error.code : told.code }
+  if (!isGone && (statuses[told.code] ?? 500) >= 500) failure(door, ask, error)
   if (res.destroyed) return
   const { detail, ...rest } = told
   if (stream?.started) return stream.end({ type: 'error', error: detail, ...rest })
   const status = statuses[told.code] ?? 500
   if (status === 503)
     res.setHeader('retry-after', Math.max(1, Math.ceil((error.retryAfterMs ?? 1000) / 1000)))
-  sendJson(res, status, told)
+  sendJson(res, status, told, door.limits.stallMs)
   // A body nobody will read: the answer must arrive before the connection ends, so it lingers unread for a moment.
   if (!ask.req.complete) setTimeout(() => ask.req.complete || ask.req.destroy(), 1000).unref()
 }
 
 function toError(thrown: unknown): DcafError {
   if (thrown instanceof DcafError) return thrown
-  return new DcafError('internal_error', String(thrown), { cause: thrown })
+  const message = thrown instanceof Error ? thrown.message : inspect(thrown)
+  return new DcafError('internal_error', message, { cause: thrown })
 }
 
 // ---------------------------------------------------------------- the log
@@ -916,13 +975,8 @@ function toError(thrown: unknown): DcafError {
 /** The whole of an error, for the log alone. */
 function failure(door: Door, ask: Ask, error: DcafError): void {
   const { message, code, stack, cause } = error
-  const why = cause instanceof Error ? cause.stack : cause
-  note(door, ask, 'error', 'failure', {
-    message,
-    code,
-    stack,
-    ...(why !== undefined && { cause: String(why) }),
-  })
+  const why = cause !== undefined && { cause: inspect(cause) }
+  note(door, ask, 'error', 'failure', { message, code, stack, ...why })
 }
 
 function note(
@@ -932,21 +986,36 @@ function note(
   event: string,
   more: Record<string, unknown>,
 ): void {
+  if (!door.log) return
   const mask = ask?.mask ?? masker([])
   const ids = ask ? { request_id: ask.requestId, ...tracing(ask.context) } : {}
-  const head = { level, event, time: new Date().toISOString(), ...ids }
-  try {
-    door.log?.(maskJson({ ...head, ...more }, mask) as LogEntry)
-  } catch {} // a log that throws hurts nobody
+  const entry = { level, event, time: new Date().toISOString(), ...ids, ...more }
+  quietly(() => door.log?.(maskJson(entry, (text) => oneLine(mask(text))) as LogEntry))
 }
 
-const payloads = ['input', 'output', 'error', 'reason', 'calls', 'raw']
+/** Neither listener nor log hurts anybody, and nobody waits for them. */
+function quietly(act: () => unknown): void {
+  try {
+    Promise.resolve(act()).catch(() => {})
+  } catch {}
+}
+
+/** Cut where a client chose its length; what JSON leaves raw and a line reader or an eye trips over, escaped as JSON would. */
+function oneLine(text: string): string {
+  const unit = (c: string) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`
+  const hidden = /[\u007f-\u009f\p{Zl}\p{Zp}\p{Cf}]/gu
+  return text.slice(0, 65_536).replace(hidden, (c) => c.replace(/./gs, unit))
+}
+
+const payloads = ['input', 'output', 'error', 'reason', 'calls', 'raw', 'details']
+const troubles: Record<string, LogEntry['level']> = {
+  LedgerFailed: 'error',
+  PausedRunIgnored: 'warn',
+}
 
 function onFact(door: Door, ask: Ask, fact: RunFact): void {
-  door.onEvent?.(fact)
-  if (!door.log) return
   const { type, timestamp: _, body: __, ...data } = fact
-  if (!door.logPayloads && type !== 'PausedRunIgnored') for (const key of payloads) delete data[key]
-  const level = type === 'LedgerFailed' ? 'error' : type === 'PausedRunIgnored' ? 'warn' : 'info'
-  note(door, ask, level, type, data)
+  if (!door.logPayloads && !troubles[type]) for (const key of payloads) delete data[key]
+  note(door, ask, troubles[type] ?? 'info', type, data)
+  quietly(() => door.onEvent?.(fact))
 }

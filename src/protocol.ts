@@ -101,7 +101,7 @@ export class WireError extends DcafError {
   }
 }
 
-function invalid(path: string, message: string): WireError {
+export function invalid(path: string, message: string): WireError {
   return new WireError('invalid_request', 'The request is not valid.', [{ path, message }])
 }
 
