@@ -46,10 +46,9 @@ export function cardsView(calls, desk) {
     const rest = count < cards.length ? ' The others go on waiting.' : ''
     tally.textContent =
       count === 0 ? 'None decided yet.' : `${count} of ${cards.length} decided.${rest}`
-    submit.replaceChildren(
-      count > 1 ? `Send ${count}` : 'Send',
-      h('span', { class: 'roomy' }, count > 1 ? ' decisions' : ' decision'),
-    )
+    const [verb, what] = count > 1 ? [`Send ${count}`, ' decisions'] : ['Send', ' decision']
+    submit.setAttribute('aria-label', verb + what)
+    submit.replaceChildren(verb, h('span', { class: 'roomy' }, what))
     submit.disabled = count === 0
   }
   function send() {
@@ -186,7 +185,9 @@ function cardView(call, { tools, now }, isOne, decided) {
     if (!isOne) keep()
     actions.hidden = isOne
     // Only a click on this card moves the focus; "Reject all" leaves it where it is.
-    if (byClick) reason.focus()
+    if (!byClick) return
+    reason.focus()
+    more.scrollIntoView({ block: 'nearest' })
   }
 
   function editing() {
@@ -257,7 +258,8 @@ function cardView(call, { tools, now }, isOne, decided) {
 
 /** What will run: the input with defaults filled in, each of them marked. */
 function inputTable({ input, effective_input: effective = input }) {
-  const pairs = Object.entries(effective ?? {})
+  // In the order that the model gave, then what was filled in.
+  const pairs = Object.entries({ ...input, ...effective })
   if (pairs.length === 0) return h('p', { class: 'muted' }, 'No input.')
   return pairsTable(
     pairs.map(([name, value]) => {
