@@ -63,6 +63,7 @@ export function accountOf(place: Place, connectMs: number): Account {
         ...(region && { region }),
         ...(place.profile && { profile: place.profile }),
         ...(endpoint && { endpoint }),
+        ...anew,
         maxAttempts: 1,
         requestHandler: requestHandler(() => sharedAgent(connectMs)) as never,
         eventStreamSerdeProvider: eventStreamSerdeProvider as never,
@@ -73,6 +74,9 @@ export function accountOf(place: Place, connectMs: number): Account {
     forget: () => void clients.delete(key),
   }
 }
+
+/** The SDK keeps what it read of files for the life of the process, so that a new sign-in would go unseen. */
+const anew = { ignoreCache: true }
 
 /** What must not show up in a message, under names that tell secrets. */
 export async function secretsOf(client: BedrockClient): Promise<Record<string, string>> {

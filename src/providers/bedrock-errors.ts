@@ -79,13 +79,16 @@ function refused(
   const words = error instanceof SyntaxError ? '' : clean(said(error), about.secrets, about.request)
   const rule = rules.find(({ when }) => when.test(`${error.name}: ${words}`))
   const verb = isEvent ? 'broke off' : status === undefined ? 'was not asked' : `answered ${status}`
-  const what = [words ? `${verb}: ${words}` : verb, rule?.cure?.(about)].filter(Boolean).join(' ')
-  // An exception in a stream may be that stream's alone; one that a rule knows to stay does so there too.
+  const what = words ? `${verb}: ${words}` : verb
+  const cure = rule?.cure?.(about)
+  // An exception in a stream may be that stream's alone, and the SDK has learned from one about the clock.
   const passes = isEvent || (status !== undefined && isTransient(status, {}))
-  return fail(rule?.code ?? codeOf(status ?? 500, { message: words }), what, {
+  const { requestId = about.requestId, clockSkewCorrected = false } = error.$metadata ?? {}
+  const code = rule?.code ?? codeOf(status ?? 500, { message: words })
+  return fail(code, cure ? `${what.replace(/\.$/, '')}. ${cure}` : what, {
     status,
-    requestId: error.$metadata?.requestId ?? about.requestId,
-    retryable: rule?.retryable ?? (passes || error.$metadata?.clockSkewCorrected === true),
+    requestId,
+    retryable: clockSkewCorrected || (rule?.retryable ?? passes),
     retryAfterMs: retryAfterMs(error.$response?.headers ?? {}),
   })
 }
@@ -131,8 +134,8 @@ const rules: Rule[] = [
     when: /^\w+ProviderError/,
     code: 'provider_auth',
     retryable: false,
-    cure: () =>
-      'No AWS credentials. Set AWS_PROFILE (or pass profile), set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where a role is attached.',
+    cure: ({ profile }) =>
+      `No AWS credentials${profile ? ` for the profile ${profile}` : ''}. Set AWS_PROFILE (or pass profile), set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where a role is attached.`,
   },
   {
     when: /^(UnrecognizedClient|InvalidSignature|IncompleteSignature|SignatureDoesNotMatch|MissingAuthentication|InvalidClientTokenId|InvalidAccessKeyId|RequestTimeTooSkewed)/,
@@ -152,7 +155,7 @@ const rules: Rule[] = [
     code: 'provider_config',
     retryable: false,
     cure: ({ model, region }) =>
-      `Call it by an inference profile, e.g. ${geography(region)}.${model.replace(/^.*\//, '')}.`,
+      `Call it by an inference profile, e.g. ${geography(region)}.${model.replace(/^.*\/|^(us|us-gov|eu|apac|jp|au|global)\./, '')}.`,
   },
   {
     when: /^AccessDenied|have access to the model/i,

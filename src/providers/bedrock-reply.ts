@@ -68,10 +68,14 @@ function toBytes(value: string | Uint8Array): Buffer {
   return typeof value === 'string' ? Buffer.from(value, 'base64') : Buffer.from(value)
 }
 
-/** The SDK reads numbers that no double holds as objects of its own. JSON.parse rounds them, and so do we. */
+/**
+ * The SDK reads numbers that no double holds as objects of its own, where JSON.parse, and so a stream, rounds them; and
+ * it loses what is under `__proto__`, but not that the key is there, for which the input is not to be run.
+ */
 function toPlain(value: unknown): unknown {
   if (typeof value !== 'object') return value
-  const text = JSON.stringify(value, (_, item) => {
+  const text = JSON.stringify(value, (key, item) => {
+    if (key === '__proto__') return item ?? null
     if (typeof item === 'bigint') return Number(item)
     return item?.constructor?.name === 'NumericValue' ? Number(item.string) : item
   })

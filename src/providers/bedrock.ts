@@ -92,7 +92,7 @@ export function bedrock(options: BedrockOptions): Provider {
         } catch (thrown) {
           const secrets = await secretsOf(client)
           const error = toError(thrown, { ...account, ...seen, model, request, secrets })
-          if (error.code === 'provider_auth') account.forget()
+          if (error.code === 'provider_auth' && !error.retryable) account.forget()
           throw error
         }
       }

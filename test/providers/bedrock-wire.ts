@@ -1,7 +1,9 @@
 // Bedrock's wire for the fake vendor: frames of `application/vnd.amazon.eventstream` made by hand, so that they can be
 // made wrong, and the table's adapter. https://smithy.io/2.0/aws/amazon-eventstream.html
 
+import { createRequire } from 'node:module'
 import { crc32 } from 'node:zlib'
+import { BedrockRuntimeClient } from '@aws-sdk/client-bedrock-runtime'
 import { bedrock } from '../../src/providers/bedrock.ts'
 import type { FinishReason, Usage } from '../../src/providers/provider.ts'
 import type { Read, ReadTurn, Said, SaidPart, WireUnderTest } from './table.ts'
@@ -19,6 +21,22 @@ process.env.AWS_SECRET_ACCESS_KEY = 'test-secret'
 
 export const eventStream = 'application/vnd.amazon.eventstream'
 export const model = 'eu.anthropic.claude-sonnet-4-5-20250929-v1:0'
+
+// The SDK's own HTTP/1.1 handler, as the SDK finds it: only its own tests depend on it.
+const { NodeHttpHandler } = createRequire(import.meta.resolve('@aws-sdk/client-bedrock-runtime'))(
+  '@smithy/node-http-handler',
+)
+
+/** A client as the SDK's documentation makes one, with the SDK's own network and reader of streams. */
+export function clientOf(endpoint: string, more: object = {}): BedrockRuntimeClient {
+  return new BedrockRuntimeClient({
+    region: 'eu-central-1',
+    endpoint,
+    credentials: { accessKeyId: 'TESTKEYID', secretAccessKey: 'test-secret' },
+    requestHandler: new NodeHttpHandler(),
+    ...more,
+  })
+}
 
 /** One message: string headers, then the body. */
 export function frame(headers: Record<string, string>, body: string): Buffer {
