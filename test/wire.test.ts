@@ -8,7 +8,7 @@ import type { AddressInfo } from 'node:net'
 import { test } from 'node:test'
 import { inspect } from 'node:util'
 import fc from 'fast-check'
-import { MockAgent } from 'undici'
+import { type Dispatcher, MockAgent } from 'undici'
 import { DcafError, type Message, type ModelRequest, noUsage } from '../src/providers/provider.ts'
 import {
   caps,
@@ -439,6 +439,31 @@ test('keeps the order of a dispatcher that cannot pause, for a reader that is sl
     },
   )
   assert.deepEqual([seen, reply.parts], [['a', 'b', 'c'], [{ type: 'text', text: 'abc' }]])
+})
+
+test('sends nothing over a connection that came after the abort', async () => {
+  const started = Promise.withResolvers<Parameters<Dispatcher['dispatch']>[1]>()
+  const connecting = {
+    dispatch(_: unknown, handler: Parameters<Dispatcher['dispatch']>[1]) {
+      started.resolve(handler)
+      return true
+    },
+  }
+  const dispatcher = connecting as unknown as Dispatcher
+  const controller = new AbortController()
+  const done = outcomeOf(httpProvider(plain('https://example.test/v1'), { dispatcher }), {
+    signal: controller.signal,
+  })
+  const handler = await started.promise
+  controller.abort(new Error('enough'))
+  assert.equal((await done).error?.message, 'enough')
+  let aborted = false
+  const abort = () => {
+    aborted = true
+  }
+  const late = { abort } as unknown as Dispatcher.DispatchController
+  handler.onRequestStart?.(late, {})
+  assert.ok(aborted)
 })
 
 test('a reader that stops stops the vendor, and no queue grows', async () => {
