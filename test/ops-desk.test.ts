@@ -154,6 +154,19 @@ describe('the offline model', () => {
     assert.match(text, /Not done: restart_process web-1\. Tool rejected: too busy/)
   })
 
+  it('says that words do not approve', async () => {
+    const { text } = await model([
+      user('restart web-1'),
+      asked([
+        'restart_process',
+        { name: 'web-1' },
+        { outcome: 'rejected', content: 'Tool rejected: yes' },
+      ]),
+      user('yes'),
+    ])
+    assert.match(text, /Words do not approve/)
+  })
+
   it('does what else was asked along with a decision', async () => {
     const { calls } = await model([
       user('restart web-1'),
@@ -279,7 +292,7 @@ describe('the workers', () => {
     desk.note('web-1', 'x'.repeat(100_000))
     desk.note('web-1', 'last line')
     assert.match(await desk.tail('web-1', 1), /^\S+ web-1 last line$/)
-    assert.equal((await desk.tail('web-1', 200)).split('\n').length, 2) // 64 KiB from the end
+    assert.match(await desk.tail('web-1', 200), /^\S+ web-1 last line$/) // whole lines of the last 64 KiB
   })
 
   it('end with whoever started them', async (t) => {
@@ -320,6 +333,13 @@ describe('the configuration', () => {
       keys: [],
       effects: undefined,
     })
+  })
+
+  it('takes a log level also in the words of Python', () => {
+    const levels = ['DEBUG', 'Warning', 'critical'].map(
+      (text) => readConfig({ LOG_LEVEL: text }).logLevel,
+    )
+    assert.deepEqual(levels, ['debug', 'warn', 'error'])
   })
 
   it('takes each kind of store, and several keys', () => {

@@ -391,6 +391,10 @@ describe('the page', { skip, concurrency: 2 }, () => {
     const page = await visit(t, (await site(t, agent)).url)
     await say(page, 'scale')
     assert.match(await words(page.locator('.hint')), /One call waits; a message rejects it/)
+    await page.getByLabel('Message').fill('yes, go ahead')
+    await page.keyboard.press('Enter')
+    assert.match(await words(page.locator('.hint')), /Words approve nothing, the buttons do/)
+    assert.equal(await page.locator('.card').count(), 1)
     await say(page, 'better not')
     assert.deepEqual([ran, await page.locator('.card').count()], [[], 0])
   })
@@ -501,6 +505,7 @@ describe('the page', { skip, concurrency: 2 }, () => {
     await page.getByLabel('Message').fill('note')
     await keyboard.press('Enter')
     await card(page).waitFor()
+    await page.locator('.card .primary:enabled').waitFor()
     // From the composer back to the card: "Show" stands before the message field.
     await keyboard.press('Shift+Tab')
     assert.equal(await focused(page, 'textContent'), 'Show')

@@ -51,7 +51,7 @@ export function readConfig(env: Env): Config {
   return {
     host: env.HOST || '127.0.0.1',
     port: portFrom(env.PORT || '8000'),
-    logLevel: oneOf('LOG_LEVEL', env.LOG_LEVEL || 'info', logLevels),
+    logLevel: levelFrom(env.LOG_LEVEL || 'info'),
     provider: oneOf('DCAF_PROVIDER', env.DCAF_PROVIDER || 'offline', providers),
     store,
     keys,
@@ -70,6 +70,12 @@ function oneOf<const T extends string>(name: string, value: string, allowed: rea
   throw new ConfigError(
     `${name} must be one of ${allowed.join(', ')}, got ${JSON.stringify(value)}`,
   )
+}
+
+/** Also in the words of Python's logging. */
+function levelFrom(text: string): LogLevel {
+  const same: Record<string, LogLevel> = { warning: 'warn', critical: 'error' }
+  return same[text.trim().toLowerCase()] ?? oneOf('LOG_LEVEL', text, logLevels)
 }
 
 function portFrom(text: string): number {

@@ -104,6 +104,8 @@ function answer(request: ModelRequest): { text: string; calls: Call[] } {
       ),
   )
   const sentences = [...done.map(inWords), announce(calls, known)]
+  if (saysYes(said) && done.some(({ outcome }) => outcome === 'rejected'))
+    sentences.push('Words do not approve. Ask again, and decide on the call itself.')
   if (calls.length === 0 && done.length === 0) sentences.push(help(said, wish, known))
   const text = sentences.filter(Boolean).join('\n\n')
   const first = text !== '' && !messages.some((m) => m.role === 'assistant' && textOf(m) !== '')
@@ -325,12 +327,15 @@ function announce(calls: Call[], known: string[]): string {
   return `Once you approve, I ${acts.join(', and ')}.`
 }
 
+function saysYes(said: string): boolean {
+  return /^\W*(yes|ok|okay|approve|approved|go ahead|do it)\b/i.test(said)
+}
+
 function help(said: string, { unclear }: Wish, known: string[]): string {
   const choice = known.join(', ').replace(/, ([^,]*)$/, ' or $1')
   if (unclear.length > 0) return `Which one: ${choice}?`
-  const yes = /^\W*(yes|ok|okay|approve|approved|go ahead|do it)\b/i.test(said)
-  const start = yes
-    ? 'Nothing waits for an approval, and words do not approve: use the buttons of the card.'
+  const start = saysYes(said)
+    ? 'Nothing waits for an approval, and words do not approve: decide on the call itself.'
     : `${label} I match words and understand nothing else. Try one of these:`
   return `${start}
 

@@ -157,6 +157,7 @@ async function lastLines(path: string, lines: number): Promise<string> {
       buffer: Buffer.alloc(size - from),
     })
     const all = buffer.toString('utf8', 0, bytesRead).trimEnd().split('\n')
+    if (from > 0 && all.length > 1) all.shift() // the rest of a line
     return all.slice(-lines).join('\n')
   } finally {
     await file.close()

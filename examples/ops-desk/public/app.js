@@ -298,10 +298,12 @@ function forget() {
   inspect()
 }
 async function copy({ target }) {
-  await navigator.clipboard.writeText(JSON.stringify(thread, null, 2)).then(
-    () => (target.textContent = 'Copied'),
-    () => (target.textContent = 'The browser did not allow it'),
-  )
+  try {
+    await navigator.clipboard.writeText(JSON.stringify(thread, null, 2))
+    target.textContent = 'Copied'
+  } catch {
+    target.textContent = 'The browser does not allow it' // or has no clipboard for pages without https
+  }
 }
 
 // ---- kept in this browser
@@ -366,9 +368,18 @@ composer.addEventListener('submit', (event) => {
   event.preventDefault()
   const text = say.value.trim()
   if (running || text === '') return
+  if (cards && looksLikeYes.test(text)) return wordsDoNotApprove()
   say.value = ''
   send(text)
 })
+/** Sent, it would reject what waits. */
+const looksLikeYes =
+  /^\W*(y|yes|yep|yeah|ok|okay|sure|approved?|confirm(ed)?|go ahead|do it|please do)\b.{0,20}$/i
+function wordsDoNotApprove() {
+  hint.firstChild.textContent = 'Words approve nothing, the buttons do. '
+  announce(hint.firstChild.textContent)
+  toCards()
+}
 byId('stop').addEventListener('click', () => running?.abort.abort())
 byId('fresh').addEventListener('click', fresh)
 byId('inspect').addEventListener('click', inspect)

@@ -244,6 +244,12 @@ function cardView(call, { tools, now }, isOne, decided) {
     return h('button', { type: 'button', onclick }, 'Cancel')
   }
 
+  // A click that was meant for what stood here a moment ago approves nothing.
+  buttons.approve.disabled = true
+  setTimeout(() => {
+    buttons.approve.disabled = isExpired
+  }, 300)
+
   function tick() {
     if (!call.expires_at || isExpired) return
     const left = Date.parse(call.expires_at) - now()

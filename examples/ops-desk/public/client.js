@@ -63,7 +63,7 @@ export class Thread {
     headers = {},
     fields = {},
     fetch = (...args) => globalThis.fetch(...args),
-    id = crypto.randomUUID(),
+    id = newId(),
     messages = [],
     partial = null,
   } = {}) {
@@ -179,6 +179,12 @@ export class Thread {
     const server = Date.parse(response.headers.get('date') ?? '')
     if (Math.abs(server - Date.now()) > 2_000) this.clockSkewMs = server - Date.now()
   }
+}
+
+/** Not crypto.randomUUID: browsers have that on https and on their own machine only. */
+function newId() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16))
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('')
 }
 
 /** Only the newest session counts: the older ones stay at home. */
