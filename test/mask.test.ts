@@ -30,6 +30,11 @@ test('finds every string of 4 or more characters under the secret keys, and noth
   assert.deepEqual(sorted(secretsOf(context)), ['AKIA-1', 'aws-secret', 'duplo-secret'])
 })
 
+test('takes 4 characters for a secret, and the words null, true and false for none', () => {
+  const values = ['abcd', 'abc', ' ab ', 'null', 'true', 'false', ' true ']
+  assert.deepEqual(secretsOf({ aws_credentials: values }), ['abcd'])
+})
+
 test('finds what a scope holds under credential or credentials in any case, but no names and types', () => {
   const context = {
     scopes: [
@@ -214,6 +219,7 @@ test('keeps the line ends around a value', () => {
 test('masks the longest value, and what overlaps as one', () => {
   assert.equal(masker(['token', 'token-of-mine'])('token-of-mine token'), '[redacted] [redacted]')
   assert.equal(masker(['abcdef', 'defghi'])('xabcdefghix'), 'x[redacted]x')
+  assert.equal(masker(['abcdefgh', 'cdef', 'cdefghijkl'])('abcdefghijkl'), '[redacted]')
   assert.equal(masker(['abcd'])('abcdabcd'), '[redacted]')
 })
 
@@ -264,6 +270,16 @@ test('masks 200 values in a long text as one by one', () => {
   const text = values.map((value, i) => `line ${i} has ${value};\\n`).join('')
   const expected = values.map((_, i) => `line ${i} has [redacted];\\n`).join('')
   assert.equal(masker(values)(text), expected)
+})
+
+test('masks a value wherever it stands in a text of several steps', () => {
+  const value = '"the" secret'
+  const mask = masker([value])
+  for (const form of [value, json(value), encodeURIComponent(value)])
+    for (const offset of [-20, -9, -1, 0, 1]) {
+      const before = '.'.repeat(2 ** 18 + offset)
+      assert.ok(mask(`${before}${form}!`) === `${before}[redacted]!`, `${form} ${offset}`)
+    }
 })
 
 test('masks every string, key and number of a JSON value in a copy', () => {
