@@ -6,7 +6,7 @@ const { moduleLoadList } = process as unknown as { moduleLoadList: string[] }
 const isLoaded = () => moduleLoadList.includes('NativeModule sqlite')
 
 const before = isLoaded()
-await sqliteStore(process.execPath)
-  .get('k')
-  .catch(() => {}) // no database, and never written to
+const store = sqliteStore(process.argv[2] ?? '')
+await store.get('k')
+store.close()
 process.send?.({ before, after: isLoaded() })

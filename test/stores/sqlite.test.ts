@@ -3,10 +3,18 @@
 import assert from 'node:assert/strict'
 import { type ChildProcess, fork } from 'node:child_process'
 import { once } from 'node:events'
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  mkdirSync,
+  mkdtempSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { DatabaseSync } from 'node:sqlite'
+import { DatabaseSync, StatementSync } from 'node:sqlite'
 import { after, describe, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sqliteStore } from '../../src/stores/sqlite.ts'
@@ -102,6 +110,20 @@ describe('sqliteStore', () => {
     made.close()
   })
 
+  test('a key is gone at its very millisecond, not before', async (t) => {
+    t.mock.timers.enable({ apis: ['Date'], now: 1_700_000_000_000 })
+    const kept = sqliteStore(newFile())
+    await kept.set('k', 'x', 1_000)
+    t.mock.timers.tick(999)
+    assert.equal(await kept.get('k'), 'x')
+    assert.equal(await kept.swap('k', undefined, 'y'), false)
+    t.mock.timers.tick(1)
+    assert.equal(await kept.get('k'), undefined)
+    assert.equal(await kept.swap('k', 'x', 'y'), false)
+    assert.equal(await kept.swap('k', undefined, 'y'), true)
+    kept.close()
+  })
+
   test('keeps to the folder it was given a path in when the process moves elsewhere', async () => {
     const home = process.cwd()
     process.chdir(folder)
@@ -126,7 +148,7 @@ describe('sqliteStore', () => {
     })
 
   test('importing it does not load node:sqlite', async () => {
-    const child = fork(join(import.meta.dirname, 'import-only.ts'), [], { silent: true })
+    const child = fork(join(import.meta.dirname, 'import-only.ts'), [newFile()], { silent: true })
     const [loaded] = await once(child, 'message')
     assert.deepEqual(loaded, { before: false, after: true })
   })
@@ -307,6 +329,69 @@ describe('sqliteStore, when the file fails', () => {
       return /file is not a database/.test(error.message)
     })
     assert.equal(statSync(file).size, Buffer.byteLength(bytes))
+    store.close()
+  })
+
+  test('no database: works once the file is emptied', async () => {
+    const file = newFile()
+    writeFileSync(file, 'no database '.repeat(1_000))
+    const store = sqliteStore(file)
+    await assert.rejects(store.get('k'), unavailable(/file is not a database/))
+    truncateSync(file)
+    await store.set('k', 'x')
+    assert.equal(await store.get('k'), 'x')
+    store.close()
+  })
+
+  test('leaves nothing open that it could not use', async (t) => {
+    const file = newFile()
+    writeFileSync(file, 'no database '.repeat(1_000))
+    const store = sqliteStore(file)
+    const closing = t.mock.method(DatabaseSync.prototype, 'close')
+    for (let n = 0; n < 3; n++) await assert.rejects(store.get('k'), unavailable(/not a database/))
+    assert.equal(closing.mock.callCount(), 3)
+  })
+
+  test('a connection that broke is not used again', async (t) => {
+    const file = newFile()
+    const store = sqliteStore(file)
+    await store.set('k', 'x')
+    const broken = Object.assign(new Error('disk I/O error'), { errcode: 522 })
+    const closing = t.mock.method(DatabaseSync.prototype, 'close')
+    t.mock.method(
+      StatementSync.prototype,
+      'get',
+      () => {
+        throw broken
+      },
+      { times: 1 },
+    )
+    await assert.rejects(store.get('k'), { code: 'store_unavailable', cause: broken })
+    assert.equal(closing.mock.callCount(), 1)
+    assert.equal(await store.get('k'), 'x')
+    store.close()
+  })
+
+  test('busy for a reason of its own, such as recovery, is waited for too', async (t) => {
+    const store = sqliteStore(newFile())
+    await store.set('k', 'x')
+    const recovering = Object.assign(new Error('database is locked'), { errcode: 261 }) // SQLITE_BUSY_RECOVERY
+    t.mock.method(
+      StatementSync.prototype,
+      'get',
+      () => {
+        throw recovering
+      },
+      { times: 1 },
+    )
+    assert.equal(await store.get('k'), 'x')
+    store.close()
+  })
+
+  test('a file system that cannot do WAL is refused', async (t) => {
+    t.mock.method(StatementSync.prototype, 'get', () => ({ journal_mode: 'delete' }), { times: 1 })
+    const store = sqliteStore(newFile())
+    await assert.rejects(store.get('k'), unavailable(/needs WAL, the file system gives delete/))
     store.close()
   })
 
