@@ -48,7 +48,10 @@ async function turn(start) {
       },
     })
     keep() // with the message, before the answer: a page that is left now can ask again
+    const decidedHere = document.activeElement?.closest('.cards, .trouble')
     show()
+    // What had the focus is gone. A phone would answer the focus of a text field with its keyboard.
+    if (decidedHere) (matchMedia('(pointer: fine)').matches ? say : byId('main')).focus()
     scrollTo(0, document.documentElement.scrollHeight)
     const message = await answer
     elements.set(message, view.element)
