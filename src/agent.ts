@@ -167,7 +167,7 @@ export type RunFact = {
 }
 export type Listener = (event: RunFact) => unknown
 
-/** `data`: what a client reports beside its words; the model reads it, nothing acts on it. */
+/** `data`: what a client reports beside its words, read by the model with the next message of the person's. */
 export type ChatMessage = { role: 'user' | 'assistant'; content: string; data?: string }
 export interface RunInput {
   messages: string | (ChatMessage | Message)[]
@@ -640,10 +640,10 @@ async function runOf(agent: Agent, state: RunState, path: string[], shared: Shar
     (async (call, result, ctx) => {
       try {
         const answer = await agent.afterTool?.(call, result, ctx)
-        return typeof answer === 'string' ? { ...result, content: answer } : (answer ?? result)
-      } catch {
-        return { ...result, content: `The result of ${call.name} is withheld: afterTool failed.` }
-      }
+        const made = { ...result, ...(typeof answer === 'string' ? { content: answer } : answer) }
+        if (typeof made.content === 'string') return made
+      } catch {} // then nobody may see what it would have taken out
+      return { ...result, content: `The result of ${call.name} is withheld: afterTool failed.` }
     })
   const scope: Scope = { ...shared.scope, mask, context, fact, after }
   const policies = [agent.policy ?? []].flat()
@@ -753,7 +753,9 @@ async function hear(self: Run, input: RunInput): Promise<void> {
     if (desk.lines.some((line) => line.lists?.includes(list)))
       await self.emit(event(desk.lines.filter((line) => line.lists?.includes(list))))
   desk.lines = []
-  const last = normalized(input.messages).at(-1)
+  // Of a run that goes on, the earlier messages are known: only what the last one brings is new.
+  const { messages } = input
+  const last = normalized(typeof messages === 'string' ? messages : messages.slice(-1)).at(-1)
   const words = last?.role === 'user' && resumed ? last.parts : []
   if (resumed && [...waiting(self)].length > 0) {
     if (desk.words) state.kept.push(desk.words)
@@ -939,7 +941,7 @@ async function propose(self: Run, call: Call): Promise<Awaited<ReturnType<Gate['
     }
   if (offered && self.tools.has(call.name) && !offered.has(call.name))
     return { outcome: 'error', content: `The tool ${call.name} is not offered now.` }
-  return self.gate.propose(call)
+  return self.gate.propose(call, self.state.rejected[digest(call)] === undefined)
 }
 
 /** Why a person is not asked: this was rejected in this run, or too many calls wait already. */
@@ -981,7 +983,7 @@ function apply(self: Run, call: Call, answer: Answer): void {
   }
   const { outcome } = answer
   const room = Math.max(limits.outputsBytes - desk.outputBytes, 256)
-  const changed = call.changed ? `${changedTo(call.input)}\n` : ''
+  const changed = call.changed && !answer.changed ? `${changedTo(call.input)}\n` : ''
   const content = cap(changed + answer.content, room)
   desk.outputBytes += Buffer.byteLength(content)
   const { proof: _, child: __, ...rest } = call
@@ -1325,12 +1327,11 @@ function textOf(parts: Part[]): string {
 
 /** Ours from here on: a fresh id, and an input that survives JSON unchanged. */
 function renamed(part: Extract<Part, { type: 'tool_call' }>): Part {
-  return {
-    ...part,
-    id: nonce(),
-    input: JSON.parse(JSON.stringify(part.input ?? {}), (_, v) =>
-      typeof v === 'string' ? v.toWellFormed() : v,
-    ),
+  const sound = (_: string, v: unknown) => (typeof v === 'string' ? v.toWellFormed() : v)
+  try {
+    return { ...part, id: nonce(), input: JSON.parse(JSON.stringify(part.input ?? {}), sound) }
+  } catch {
+    return { ...part, id: nonce(), input: '' } // thousands of levels deep: as good as no JSON
   }
 }
 
@@ -1433,6 +1434,7 @@ function normalized(messages: RunInput['messages']): Message[] {
     return [{ role: 'user', parts: [{ type: 'text', text: messages }] }]
   if (!Array.isArray(messages))
     throw new DcafError('invalid_argument', 'messages must be a text or an array of messages')
+  const reports: string[] = []
   return messages.map((message, index): Message => {
     const { role } = message as { role: string }
     if (role !== 'user' && role !== 'assistant')
@@ -1444,7 +1446,8 @@ function normalized(messages: RunInput['messages']): Message[] {
       return message.role === 'user'
         ? message
         : { ...message, results: [...(message.results ?? [])] }
-    const texts = [message.content, message.data ?? ''].filter(Boolean)
+    if (message.data) reports.push(message.data)
+    const texts = [message.content, ...(role === 'user' ? reports.splice(0) : [])].filter(Boolean)
     const parts = texts.map((text): Part => ({ type: 'text', text }))
     return role === 'user' ? { role, parts } : { role, parts, results: [] }
   })

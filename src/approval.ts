@@ -5,7 +5,7 @@
 
 import { randomBytes } from 'node:crypto'
 import { hostname } from 'node:os'
-import { invisible, unsound } from './mask.ts'
+import { invisible, maskJson, unsound } from './mask.ts'
 import {
   type Authority,
   audience,
@@ -100,7 +100,15 @@ export interface Grants {
 
 /** What became of a call: it ended (with an outcome), or it is still open, perhaps as a fresh call or a child's. */
 export type Answer =
-  | { outcome: Outcome; content: string; by?: string; replayed?: boolean; reason?: string }
+  | {
+      outcome: Outcome
+      content: string
+      by?: string
+      replayed?: boolean
+      reason?: string
+      /** The content says already that a person changed the input. */
+      changed?: true
+    }
   | { open: string; fresh?: Call; votes?: number; child?: unknown; refused?: boolean }
 
 /** Everything of one run that its gates need. */
@@ -130,7 +138,7 @@ export interface Scope {
 }
 export type Result = { outcome: Outcome; content: string }
 
-type Said = { name: string; input: unknown; preview?: string }
+type Said = { name: string; input: unknown; preview?: string; changed?: boolean }
 /** A decision under examination: `before` is the ledger's text when it was read, which `begin` expects to find. */
 type Case = Id & { epoch: string; said: Said; tool: Tool | undefined; before?: string }
 type Checked = { value: unknown; verdict: Word; reasons: string[] }
@@ -171,9 +179,13 @@ export class Gate {
     this.#path = path
   }
 
-  /** A call the model just made: its answer, or what is left to do for one: run it now, or ask a person. */
+  /**
+   * A call the model just made: its answer, or what is left to do for one: run it now, or ask a person. `grantable`:
+   * no, where a person rejected just this.
+   */
   async propose(
     call: Call,
+    grantable = true,
   ): Promise<Answer | { run: () => Promise<Answer> } | { ask: () => Promise<Answer> }> {
     const tool = this.#tools.get(call.name)
     const stop = (reason: string): Answer => {
@@ -201,11 +213,11 @@ export class Gate {
       return { run: () => this.#execute(new Permit(mint, tool, value, call, false)) }
     if (tool.agent)
       return stop(`A policy asks for ${tool.name}, which is an agent: let its tools ask instead.`)
-    const hidden = unseen(tool, value)
+    const hidden = unseen(tool, call.input, value)
     if (hidden) return stop(hidden)
     const { grants, authority } = this.#scope
-    const grantable = tool.grantable && tool.quorum === 1 && !frozen
-    const grant = grantable ? await grants?.use(this.#grantCall(tool, value)) : undefined
+    const mayUse = grantable && grants && !frozen && takesGrants(tool)
+    const grant = mayUse ? await grants.use(this.#grantCall(tool, value)) : undefined
     if (grant === undefined)
       return { ask: async () => ({ open: '', fresh: await this.#present(tool, call, checked) }) }
     const now = {
@@ -219,7 +231,7 @@ export class Gate {
     }
     const one = { ...now, epoch: await authority.epoch() }
     return {
-      run: () => this.#once(one, new Permit(mint, tool, value, call, true), '', `grant:${grant}`),
+      run: () => this.#once(one, new Permit(mint, tool, value, { ...call, grant }, true), ''),
     }
   }
 
@@ -242,9 +254,9 @@ export class Gate {
     const id = parseId(d.id)
     const said =
       found ?? d.known ?? (d.name === undefined ? undefined : { name: d.name, input: d.input })
-    if (said && d.approve && this.#scope.trustClient && !d.id.startsWith('tc_'))
-      return this.#trusted(said, d)
     const altered = said && d.name !== undefined && d.name !== said.name
+    if (said && !altered && d.approve && this.#scope.trustClient && !d.id.startsWith('tc_'))
+      return this.#trusted(said, d)
     const one = id && said && !altered ? await this.#verify(id, said) : undefined
     const reason = d.reason ?? 'not approved'
     if (!one || !said) return refused(d.approve ? unverified : `Tool rejected: ${reason}`)
@@ -266,27 +278,31 @@ export class Gate {
     if ((await this.#shown(tool, proposed.value)).digest !== one.shown)
       return this.#replace(one, tool, undefined, said)
     const run = edit ? await this.#check(tool, edit.input) : proposed
-    const hidden = typeof run === 'string' ? run : unseen(tool, run.value)
+    const hidden =
+      typeof run === 'string' ? run : unseen(tool, edit?.input ?? said.input, run.value)
     if (typeof run === 'string' || hidden) return { open: `Not executed: ${hidden}` }
-    if (run.verdict === 'deny')
-      return this.#close(one, 'rejected', denied(run).content, run.reasons.join('; '))
+    if (run.verdict === 'deny') return this.#deny(one, run)
     const votes = tool.quorum > 1 ? await this.#vote(tool, one) : undefined
     if (votes !== undefined) return { open: '', votes }
     const permit = new Permit(mint, tool, run.value, { id: one.nonce, name: tool.name }, true)
     const answer = await this.#once(one, permit, edit ? `${changedTo(edit.input)}\n` : '')
-    if (
-      d.grant &&
-      tool.grantable &&
-      'outcome' in answer &&
-      answer.outcome === 'ok' &&
-      !answer.replayed
-    )
-      await this.#scope.grants?.add(
-        this.#grantCall(tool, run.value),
-        d.grant,
-        this.#scope.who.principal,
-      )
+    const ran = 'outcome' in answer && answer.outcome === 'ok' && !answer.replayed
+    if (d.grant && ran) await this.#grant(tool, run.value, one.nonce, d.grant)
     return answer
+  }
+
+  /** Never rejects: the call ran, whatever becomes of the grant. */
+  async #grant(tool: Tool, input: unknown, callId: string, asked: GrantRequest): Promise<void> {
+    const { grants, who, fact } = this.#scope
+    const call = { callId, name: tool.name, grantedBy: who.principal }
+    if (!grants || !takesGrants(tool))
+      return fact('GrantRefused', { ...call, reason: `${tool.name} takes no grants` })
+    try {
+      const grant = await grants.add(this.#grantCall(tool, input), asked, who.principal)
+      fact('GrantAdded', { ...call, grant })
+    } catch (error) {
+      fact('GrantRefused', { ...call, reason: words(error) })
+    }
   }
 
   /** What ledger and clock say of an open call nobody named; `undefined` while it waits. */
@@ -294,7 +310,9 @@ export class Gate {
     const id = parseId(proof)
     const one = id && (await this.#verify(id, said))
     const past = one && (await this.#past(one))
-    return past ?? (id && Date.now() > id.expires + skewMs ? expired(id.expires) : undefined)
+    if (past || !id || Date.now() <= id.expires + skewMs) return past
+    this.#scope.fact('ToolCallExpired', { callId: id.nonce, name: said.name })
+    return expired(id.expires)
   }
 
   /** A call that only the thread remembers, as a person must see it again; `undefined` where its id does not hold. */
@@ -336,16 +354,14 @@ export class Gate {
   /** The strictest of the tool's own word and every policy, with the reasons of that verdict. */
   async #judge(tool: Tool, input: unknown): Promise<{ verdict: Word; reasons: string[] }> {
     const ctx = this.#scope.context({ id: '', name: tool.name }, this.#scope.signal)
-    const own = async (): Promise<unknown> => {
-      if (tool.type === 'command') return 'ask'
-      const { requiresApproval } = tool
-      return typeof requiresApproval === 'function'
-        ? requiresApproval(copy(input), ctx)
-        : requiresApproval
-    }
-    const asked = [own, ...this.#policies].map(async (policy) => {
+    const { requiresApproval } = tool
+    const own = () =>
+      typeof requiresApproval === 'function' ? requiresApproval(copy(input), ctx) : requiresApproval
+    const always = () => tool.type === 'command'
+    const asked = [own, always, ...this.#policies].map(async (policy) => {
       try {
-        return asVerdict(await policy({ name: tool.name, input: copy(input), tool }, ctx))
+        const said = policy({ name: tool.name, input: copy(input), tool }, ctx)
+        return asVerdict(said instanceof Promise ? await within(this.#timeout(tool), said) : said)
       } catch (error) {
         return asVerdict({
           verdict: 'ask',
@@ -354,17 +370,21 @@ export class Gate {
       }
     })
     const verdicts = await Promise.all(asked)
-    const worst = Math.max(...verdicts.map((v) => strictness[v.verdict] ?? 1))
+    const worst = Math.max(...verdicts.map((v) => strictness.get(v.verdict) ?? 1))
     const verdict = (['allow', 'ask', 'deny'] as const)[worst] ?? 'ask'
     const reasons = verdicts.flatMap((v) =>
-      v.verdict === verdict && v.reason ? [this.#scope.mask(v.reason)] : [],
+      v.verdict === verdict && v.reason ? [this.#scope.mask(`${v.reason}`)] : [],
     )
     return { verdict, reasons }
   }
 
   #frozenBy(): string | undefined {
-    const reason = this.#frozen()
-    return reason === false ? undefined : `Not executed: frozen: ${reason}`
+    try {
+      const reason = this.#frozen()
+      return reason === false ? undefined : `Not executed: frozen: ${reason}`
+    } catch (error) {
+      return `Not executed: frozen: its switch failed: ${words(error)}`
+    }
   }
 
   // ------------------------------------------------------------ what is shown and signed
@@ -426,7 +446,7 @@ export class Gate {
   }
 
   #timeout(tool: Tool | undefined): number {
-    return tool?.timeoutMs ?? this.#scope.limits.toolMs
+    return Math.min(tool?.timeoutMs ?? this.#scope.limits.toolMs, 2 ** 31 - 1) // more would fire at once
   }
 
   #bound(said: Said, approver: Tool['approver']) {
@@ -510,8 +530,8 @@ export class Gate {
       said: fresh,
       tool: this.#tools.get(fresh.name),
     })
-    if (!answer || !('outcome' in answer) || !fresh.changed) return answer
-    return { ...answer, content: `${changedTo(fresh.input)}\n${answer.content}` }
+    if (!answer || !('outcome' in answer) || !fresh.changed || answer.changed) return answer
+    return { ...answer, content: `${changedTo(fresh.input)}\n${answer.content}`, changed: true }
   }
 
   /** Supersedes a call by a fresh one, for a person's `edit` or for drift; the original's record holds it. */
@@ -524,10 +544,9 @@ export class Gate {
     const { authority, who } = this.#scope
     const input = edit ? edit.input : said.input
     const checked = await this.#check(tool, input)
-    const hidden = typeof checked === 'string' ? checked : unseen(tool, checked.value)
+    const hidden = typeof checked === 'string' ? checked : unseen(tool, input, checked.value)
     if (typeof checked === 'string' || hidden) return { open: `Not executed: ${hidden}` }
-    if (checked.verdict === 'deny')
-      return this.#close(one, 'rejected', denied(checked).content, checked.reasons.join('; '))
+    if (checked.verdict === 'deny') return this.#deny(one, checked)
     const asker = edit ? undefined : await authority.store.get(`asked:${one.nonce}`)
     const call: Call = {
       id: nonce(),
@@ -537,12 +556,8 @@ export class Gate {
       requiresApproval: true,
       replaces: one.nonce,
     }
-    const fresh = await this.#present(
-      tool,
-      edit ? { ...call, changed: true } : call,
-      checked,
-      asker,
-    )
+    if (edit || said.changed) call.changed = true
+    const fresh = await this.#present(tool, call, checked, asker)
     if (!edit && said.preview !== undefined && said.preview !== fresh.preview)
       fresh.reasons = [...(fresh.reasons ?? []), `It changed. Shown before: ${said.preview}`]
     const open = edit ? 'Not executed: the changed input needs an approval of its own.' : drifted
@@ -551,8 +566,13 @@ export class Gate {
   }
 
   /** Records the end of a call that does not run. */
-  #close(one: Case, outcome: Outcome, content: string, reason?: string): Promise<Answer> {
-    const by = this.#scope.who.principal
+  #close(
+    one: Case,
+    outcome: Outcome,
+    content: string,
+    reason?: string,
+    by = this.#scope.who.principal,
+  ): Promise<Answer> {
     const answer = { outcome, content, ...(by ? { by } : {}), ...(reason ? { reason } : {}) }
     return this.#alone(one, async () => {
       const call = { callId: one.nonce, name: one.said.name, reason: reason ?? content }
@@ -563,18 +583,18 @@ export class Gate {
     })
   }
 
-  #once(
-    one: Case,
-    permit: Permit,
-    prefix: string,
-    by = this.#scope.who.principal,
-  ): Promise<Answer> {
+  #deny(one: Case, checked: Checked): Promise<Answer> {
+    const { content, reason } = denied(checked)
+    return this.#close(one, 'rejected', content, reason, 'policy')
+  }
+
+  async #once(one: Case, permit: Permit, prefix: string): Promise<Answer> {
+    const { who, fact, hardSignal } = this.#scope
+    if (hardSignal?.aborted) return { open: 'Not executed: the server is shutting down.' }
+    const { id, name, grant } = permit.call
+    const by = grant ? `grant:${grant}` : who.principal
     return this.#alone(one, async (finish) => {
-      this.#scope.fact('ToolCallApproved', {
-        callId: permit.call.id,
-        name: permit.tool.name,
-        approvedBy: by,
-      })
+      fact('ToolCallApproved', { callId: id, name, approvedBy: by, ...(grant && { grant }) })
       const record = (answer: Answer): Done | undefined =>
         'outcome' in answer
           ? { outcome: answer.outcome, output: prefix + answer.content, by }
@@ -663,8 +683,9 @@ export class Gate {
     const past = await this.#past(one)
     if (past) return past
     const checked = await this.#check(tool, said.input)
-    const hidden = typeof checked === 'string' ? checked : unseen(tool, checked.value)
+    const hidden = typeof checked === 'string' ? checked : unseen(tool, said.input, checked.value)
     if (typeof checked === 'string' || hidden) return refused(`Not executed: ${hidden}`)
+    if (edited(d, said.input, checked.value, true)) return refused(unverified)
     if (checked.verdict !== 'ask')
       return refused(checked.verdict === 'deny' ? denied(checked).content : unverified)
     const frozen = this.#frozenBy()
@@ -685,7 +706,7 @@ export class Gate {
   /** Runs the tool against its clock and never rejects. `outlived` gets the work of a gated call past its clock. */
   async #execute(permit: Permit, outlived?: (work: Promise<Answer>) => void): Promise<Answer> {
     const { tool, input, call, gated } = permit
-    const { context, signal, hardSignal, after, fact } = this.#scope
+    const { context, signal, hardSignal, after, fact, mask } = this.#scope
     const controller = new AbortController()
     const started = performance.now()
     const ended = (result: Result, more?: { late: true }): Result => {
@@ -693,8 +714,10 @@ export class Gate {
       const data = {
         callId: call.id,
         name: call.name,
+        input: maskJson(input, mask),
         outcome,
         durationMs: performance.now() - started,
+        ...(call.grant && { grant: call.grant }),
         ...more,
       }
       if (outcome === 'ok') fact('ToolExecuted', { ...data, output: content })
@@ -705,18 +728,23 @@ export class Gate {
       outcome: 'error',
       content: this.#clean(`Error executing ${tool.name}: ${why}`),
     })
+    const outer = gated ? hardSignal : signal
+    if (outer?.aborted) return ended(fail(`${tool.name} was stopped before it began`))
     let given = false
     const work = (async (): Promise<Answer> => {
       const ctx = context(call, controller.signal)
       let result: Result
       try {
         const value = await tool.execute(input, ctx)
-        if (value instanceof Paused && tool.agent) return { open: '', child: value.state }
+        if (value instanceof Paused) {
+          if (tool.agent) return { open: '', child: value.state }
+          throw new Error('the agent behind it waits for a person: make such a tool with agentTool')
+        }
         result = { outcome: 'ok', content: this.#clean(outputText(tool, value)) }
       } catch (error) {
         result = fail(words(error))
       }
-      if (after) result = await after({ ...call, input }, result, ctx)
+      if (after) result = await after({ id: call.id, name: call.name, input }, result, ctx)
       return ended(
         { ...result, content: this.#clean(result.content) },
         given ? { late: true } : undefined,
@@ -731,14 +759,13 @@ export class Gate {
       if (!sure) outlived?.(work)
       stopped.resolve(ended(sure ? fail(why) : { outcome: 'unknown', content: unknown }))
     }
-    const outer = gated ? hardSignal : signal
     const onAbort = () => giveUp(`${tool.name} was stopped before it finished`)
     const ms = this.#timeout(tool)
     const timer = tool.agent
       ? undefined
       : setTimeout(giveUp, ms, `${tool.name} did not finish within ${ms} ms`)
     outer?.addEventListener('abort', onAbort)
-    if (outer?.aborted) onAbort()
+    if (outer?.aborted) onAbort() // the tool itself may have done it
     const answer = await Promise.race([work, stopped.promise])
     clearTimeout(timer)
     outer?.removeEventListener('abort', onAbort)
@@ -748,19 +775,15 @@ export class Gate {
 
 const mint = Symbol('permit')
 
+type Called = { id: string; name: string; grant?: string }
+
 /** Leave to run one tool once with one input. Made by the Gate alone: `mint` does not leave this file. */
 class Permit {
   readonly tool: Tool
   readonly input: unknown
-  readonly call: { id: string; name: string }
+  readonly call: Called
   readonly gated: boolean
-  constructor(
-    secret: symbol,
-    tool: Tool,
-    input: unknown,
-    call: { id: string; name: string },
-    gated: boolean,
-  ) {
+  constructor(secret: symbol, tool: Tool, input: unknown, call: Called, gated: boolean) {
     if (secret !== mint) throw new TypeError('a Permit is made by the Gate alone')
     this.tool = tool
     this.input = input
@@ -795,7 +818,11 @@ function gone(entry: Entry): boolean {
   }
 }
 
-const strictness: Record<string, number> = { allow: 0, ask: 1, deny: 2 }
+const strictness = new Map<unknown, number>([
+  ['allow', 0],
+  ['ask', 1],
+  ['deny', 2],
+])
 
 function asVerdict(answer: unknown): { verdict: Word; reason?: string } {
   if (answer === undefined || answer === false) return { verdict: 'allow' }
@@ -804,7 +831,7 @@ function asVerdict(answer: unknown): { verdict: Word; reason?: string } {
     verdict: Word
     reason?: string
   }
-  if (said.verdict in strictness) return said
+  if (strictness.has(said.verdict)) return said
   return {
     verdict: 'ask',
     reason: `A policy answered ${JSON.stringify(answer)}, which is no verdict, so a person is asked.`,
@@ -845,7 +872,11 @@ function time(at: number): string {
   return `${new Date(at).toISOString().slice(0, 19)}Z`
 }
 export function words(error: unknown): string {
-  return error instanceof Error ? error.message : String(error)
+  try {
+    return error instanceof Error ? `${error.message}` : String(error)
+  } catch {
+    return 'an unprintable error'
+  }
 }
 /** What a policy or a preview does to its input must not reach the tool. */
 function copy(input: unknown): unknown {
@@ -856,11 +887,16 @@ function copy(input: unknown): unknown {
   }
 }
 
-/** The first field whose characters an approver could not see. */
-function unseen(tool: Tool, input: unknown): string | undefined {
+/** For a grant answers in a person's place: not where it takes several, or one who did not ask. */
+function takesGrants({ grantable, quorum, approver }: Tool): boolean {
+  return grantable && quorum === 1 && approver !== 'other'
+}
+
+/** The first field whose characters an approver could not see, in the input as it came or as it was filled. */
+function unseen(tool: Tool, ...inputs: unknown[]): string | undefined {
   const open = tool.allowInvisible
   if (open === true) return undefined
-  const entries = Object.entries(input as object)
+  const entries = inputs.flatMap((input) => Object.entries(input ?? {}))
   const field = entries.find(
     ([key, value]) => invisible(key) || (!open.includes(key) && hides(value)),
   )?.[0]
