@@ -553,14 +553,11 @@ async function isAnswered(
 
 /** The thread, its decisions and its reports, as a run reads them. */
 function inputOf(thread: Thread, items: wire.WireItem[], paused: unknown, mask: Mask): RunInput {
-  let reported: unknown[] = []
   const messages = thread.map(({ message }): ChatMessage => {
-    reported.push(...wire.reportedIn(message))
+    const reported = wire.reportedIn(message)
     const chat: ChatMessage = { role: message.role, content: message.content ?? '' }
-    if (message.role === 'user' && reported.length > 0) {
+    if (reported.length > 0)
       chat.data = dataBlock('Calls that the client reports as done', reported, mask)
-      reported = []
-    }
     return chat
   })
   const words = messages.at(-1)?.content.trim() || 'not approved'
