@@ -4,10 +4,12 @@ import { spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import './node-version.mjs'
 
-// Node says on stderr, twice, that an optional .env is not there: it need not be asked then.
-const optional = '--env-file-if-exists='
-const isThere = (arg) => !arg.startsWith(optional) || existsSync(arg.slice(optional.length))
-const args = process.argv.slice(2).filter(isThere)
+// `--dotenv` becomes Node's own flag here: given to this process too, Node would read it, wherever it stands, and say on
+// stderr that an optional file is not there.
+const args = process.argv.slice(2).flatMap((arg) => {
+  if (arg !== '--dotenv') return [arg]
+  return existsSync('.env') ? ['--env-file-if-exists=.env'] : []
+})
 if (process.execve && process.platform !== 'win32') {
   process.emitWarning = () => {} // execve is still marked experimental
   process.execve(process.execPath, [process.execPath, ...args], process.env)

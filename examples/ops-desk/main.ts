@@ -58,6 +58,7 @@ async function start(): Promise<void> {
       await close()
     },
   })
+  endWithNpm()
   // Nobody knows what state this is: finish what runs, and let whoever watches over the process start it again.
   process.once('uncaughtException', async (error) => {
     log({ level: 'error', event: 'uncaught', message: inspect(error) })
@@ -67,6 +68,18 @@ async function start(): Promise<void> {
   if (!isLocal)
     log({ level: 'warn', event: 'open', message: `Whoever reaches ${config.host} can approve` })
   tellReady(server, config, provider)
+}
+
+/** A SIGTERM to npm ends the shell between npm and us, which tells nobody: being orphaned is our signal then. */
+function endWithNpm(): void {
+  if (process.env.npm_lifecycle_event === undefined) return
+  const parent = process.ppid
+  const watch = setInterval(() => {
+    if (process.ppid === parent) return
+    clearInterval(watch)
+    process.kill(process.pid, 'SIGTERM')
+  }, 250)
+  watch.unref()
 }
 
 async function listen(server: Server, { host, port }: Config): Promise<void> {
