@@ -78,17 +78,11 @@ export function accountOf(place: Place, connectMs: number): Account {
 /** The SDK keeps what it read of files for the life of the process, so that a new sign-in would go unseen. */
 const anew = { ignoreCache: true }
 
-/** What must not show up in a message, under names that tell secrets. */
-export async function secretsOf(client: BedrockClient): Promise<Record<string, string>> {
-  const { config } = client as Partial<BedrockRuntimeClient>
-  const found = await config?.credentials?.().catch(() => undefined)
-  const { secretAccessKey = '', sessionToken = '' } = found ?? {}
-  return { secretAccessKey, sessionToken, token: process.env.AWS_BEARER_TOKEN_BEDROCK ?? '' }
-}
-
 /** What a call learns on its way, for the errors it may end in. */
 export interface Seen {
   host: string
+  /** The headers of the request, signed: credentials among them must not show up in a message. */
+  sent: Record<string, string>
   /** Of the answer, as soon as its headers are there. */
   requestId?: string
   /** HTTP says where the answer ends. Else only the connection's end is seen, which proves nothing. */
@@ -103,19 +97,19 @@ export interface Stack {
   add(middleware: Middleware, options: object): void
 }
 
-/** Changes one command on its way through the SDK, whoever made the client. `streams`: it answers with a stream. */
-export function prepare(stack: Stack, body: string, streams: boolean, seen: Seen): void {
-  // The SDK writes nothing but the path: not the body, at which it is slow, nor what was asked to its logger.
-  const spared: Middleware = (next) => (args) => {
-    return next({ ...args, input: { modelId: args.input.modelId } })
-  }
+/**
+ * Follows one command through the SDK, whoever made the client. `text`: the body, for the SDK to send as it is; without
+ * it the SDK writes it.
+ */
+export function follow(stack: Stack, streams: boolean, seen: Seen, text?: string): void {
   const written: Middleware = (next) => (args) => {
     const { hostname, port } = args.request
     seen.host = port ? `${hostname}:${port}` : hostname
-    args.request.body = body
+    if (text !== undefined) args.request.body = text // which the SDK would write ten times as slowly
     return next(args)
   }
   const answered: Middleware = (next) => async (args) => {
+    seen.sent = args.request.headers
     const { response } = await next(args)
     const { statusCode, headers, body } = response
     if (statusCode >= 300) return { response }
@@ -124,7 +118,6 @@ export function prepare(stack: Stack, body: string, streams: boolean, seen: Seen
     if (streams) response.body = tapped(body, seen)
     return { response }
   }
-  stack.add(spared, { step: 'initialize', priority: 'high' })
   stack.add(written, { step: 'serialize', priority: 'low' })
   stack.add(answered, { step: 'deserialize', priority: 'low' })
   // The SDK's retries would multiply ours: in their place nothing happens.

@@ -1,7 +1,7 @@
 // What can go wrong between us and Bedrock, named by our codes, with the cure where there is one. Reads the SDK's
 // errors: https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html#API_runtime_Converse_Errors
 
-import { Broken, Garbled } from './bedrock-handler.ts'
+import { Broken, Exception, Garbled } from './bedrock-handler.ts'
 import { provider } from './bedrock-request.ts'
 import type { ErrorCode, ModelRequest } from './provider.ts'
 import {
@@ -24,8 +24,8 @@ export interface About {
   profile: string | undefined
   connectMs: number
   request: ModelRequest
-  /** Must not show up in a message: credentials, under names that `clean` knows for secret. */
-  secrets: Record<string, string>
+  /** The headers of the request, whose credentials must not show up in a message. */
+  sent: Record<string, string>
   /** Of the answer that was being read; without one nothing had been answered. */
   requestId?: string | undefined
   /** HTTP said where that answer would end. */
@@ -45,15 +45,12 @@ export function toError(thrown: unknown, about: About): ProviderError {
   if (answered >= 300 && answered < 400) {
     return fail('provider_config', `answered ${answered}: redirects are not followed`)
   }
-  if (answered >= 400 || /Exception$|ProviderError$|^ExpiredToken/.test(error.name)) {
+  const isException = error instanceof Exception || /(Exception|ProviderError)$/.test(error.name)
+  if (answered >= 400 || isException) {
     return refused(error, answered, about, fail)
   }
   if (error instanceof SyntaxError && framed === false) return cut('ended its answer early')
-  if (
-    error instanceof SyntaxError ||
-    error instanceof TypeError ||
-    unreadable.test(error.message)
-  ) {
+  if (/^(Syntax|Type|Range)Error$/.test(error.name) || unreadable.test(error.message)) {
     return fail('provider_invalid', 'sent what cannot be understood')
   }
   if (requestId !== undefined) return cut(`broke the connection (${causeOf(error)})`)
@@ -65,7 +62,7 @@ export function toError(thrown: unknown, about: About): ProviderError {
 }
 
 /** The SDK's own decoder of event streams, where a caller's client uses it. */
-const unreadable = /checksum|event type|message length|too short|header type|of range|offset/i
+const unreadable = /checksum|event type|message length|too short|header type/i
 
 /** An exception: Bedrock's answer, an event of a stream, or the SDK's before anything was asked. */
 function refused(
@@ -74,9 +71,9 @@ function refused(
   about: About,
   fail: Answer['fail'],
 ): ProviderError {
-  const status = answered >= 400 ? answered : statuses[error.name]
-  const isEvent = answered < 400 && status !== undefined
-  const words = error instanceof SyntaxError ? '' : clean(said(error), about.secrets, about.request)
+  const isEvent = answered < 400 && about.requestId !== undefined
+  const status = answered >= 400 ? answered : isEvent ? (statuses[error.name] ?? 500) : undefined
+  const words = error instanceof SyntaxError ? '' : clean(said(error), about.sent, about.request)
   const rule = rules.find(({ when }) => when.test(`${error.name}: ${words}`))
   const verb = isEvent ? 'broke off' : status === undefined ? 'was not asked' : `answered ${status}`
   const what = words ? `${verb}: ${words}` : verb
@@ -124,11 +121,18 @@ interface Rule {
 /** The first that fits. */
 const rules: Rule[] = [
   {
-    when: /^ExpiredToken|^\w+ProviderError: .*(expired|sso login)|security token.* expired/i,
+    when: /^ExpiredToken|^\w+ProviderError: .*(expired|sso login)|(security|session) token.* (expired|not found)/i,
     code: 'provider_auth',
     retryable: false,
     cure: ({ profile }) =>
       `The credentials have expired. Sign in again (aws sso login${profile ? ` --profile ${profile}` : ''}) or renew AWS_SESSION_TOKEN; the next call looks for them anew.`,
+  },
+  {
+    when: /sts:AssumeRole/,
+    code: 'provider_auth',
+    retryable: false,
+    cure: ({ profile = 'the environment' }) =>
+      `The role that ${profile} asks for cannot be assumed: see its trust policy.`,
   },
   {
     when: /^\w+ProviderError/,

@@ -7,13 +7,17 @@ import type { Dispatcher } from 'undici'
 import { caps } from './wire.ts'
 
 /** The connection ended before the answer did. */
-export class Broken extends Error {
-  override name = 'Broken'
-}
+export class Broken extends Error {}
 
 /** Bytes that are no event stream, or more of them than anyone should read. */
-export class Garbled extends Error {
-  override name = 'Garbled'
+export class Garbled extends Error {}
+
+/** An exception in a stream. `name` is its type, which the SDK writes with a capital. */
+export class Exception extends Error {
+  constructor(type = 'unknownException', message: unknown) {
+    super(typeof message === 'string' ? message : '')
+    this.name = type.charAt(0).toUpperCase() + type.slice(1)
+  }
 }
 
 /** The SDK's request. */
@@ -59,9 +63,9 @@ export function requestHandler(dispatcher: () => Promise<Dispatcher>) {
 
 /** An answer is collected and handed over whole; a good event stream at once, and then piece by piece. */
 class ResponseReader implements Dispatcher.DispatchHandler {
-  readonly response: Promise<Response>
   readonly #options: Options
-  readonly #settle: PromiseWithResolvers<Response> = Promise.withResolvers()
+  readonly #settle = Promise.withResolvers<Response>()
+  readonly response = this.#settle.promise
   #controller: Dispatcher.DispatchController | undefined
   #statusCode = 0
   #headers: Record<string, string> = {}
@@ -74,7 +78,6 @@ class ResponseReader implements Dispatcher.DispatchHandler {
   #wake = () => {}
 
   constructor(options: Options) {
-    this.response = this.#settle.promise
     this.#options = options
     if (options.abortSignal?.aborted) this.#aborted()
     else options.abortSignal?.addEventListener('abort', this.#aborted, { once: true })
@@ -109,7 +112,7 @@ class ResponseReader implements Dispatcher.DispatchHandler {
   }
 
   onResponseEnd(): void {
-    this.#end(undefined)
+    this.#end()
   }
 
   onResponseError(_: Dispatcher.DispatchController, error: Error): void {
@@ -122,7 +125,7 @@ class ResponseReader implements Dispatcher.DispatchHandler {
     this.#settle.resolve({ statusCode: this.#statusCode, headers: this.#headers, body })
   }
 
-  #end(error: unknown): void {
+  #end(error?: unknown): void {
     if (this.#over) return
     this.#over = true
     this.#error = error
@@ -209,17 +212,15 @@ function toEvent(message: Buffer): object | undefined {
   const headers = toHeaders(message.subarray(prelude, body))
   const text = message.toString('utf8', body, end)
   const type = headers.get(':message-type')
-  if (type === 'exception') throw named(headers.get(':exception-type'), JSON.parse(text).message)
-  if (type === 'error') throw named(headers.get(':error-code'), headers.get(':error-message'))
+  if (type === 'exception') {
+    throw new Exception(headers.get(':exception-type'), JSON.parse(text).message)
+  }
+  if (type === 'error') {
+    throw new Exception(headers.get(':error-code'), headers.get(':error-message'))
+  }
   if (type !== 'event') throw new Garbled('sent a message that is no event')
   const member = headers.get(':event-type') ?? ''
   return known.test(member) ? { [member]: JSON.parse(text) } : undefined
-}
-
-/** The SDK writes a name with a capital. */
-function named(name = 'UnknownException', message: unknown): Error {
-  const error = new Error(typeof message === 'string' ? message : '')
-  return Object.assign(error, { name: name.charAt(0).toUpperCase() + name.slice(1) })
 }
 
 /** Sizes of a header's value by type; -1: it carries its own. True, false, byte, short, integer, long, ... */

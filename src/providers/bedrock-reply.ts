@@ -16,7 +16,7 @@ const reasons: Record<string, FinishReason> = {
 }
 
 /** From Converse's output, or a stream put together to the same shape, with calls' input as text. */
-export function toReply({ output, $metadata, ...rest }: Block): ModelReply {
+export function toReply({ output, $metadata, p: _padding, ...rest }: Block): ModelReply {
   const content: Block[] | undefined = output?.message?.content
   if (!content || rest.stopReason === undefined) throw new Broken('ended its answer early')
   if (/^malformed_/.test(wire.string(rest.stopReason))) {

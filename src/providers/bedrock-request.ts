@@ -165,3 +165,22 @@ function marked(turns: Turn[], model: string, point: Block | false | undefined):
   if (isNova(model) && last.content.some((block) => block.toolResult)) return turns
   return turns.with(-1, { ...last, content: [...last.content, point] })
 }
+
+/** The same as the SDK's types have it: with bytes where the socket has base64. */
+export function toInput(body: Block): Block {
+  const bytes = (base64: string) => Buffer.from(base64, 'base64')
+  const messages = body.messages.map(({ role, content }: Turn) => {
+    return { role, content: content.map(toBinary) }
+  })
+  return { ...body, messages }
+
+  function toBinary(block: Block): Block {
+    const { image, document, reasoningContent } = block
+    if (image) return { image: { ...image, source: { bytes: bytes(image.source.bytes) } } }
+    if (document) {
+      return { document: { ...document, source: { bytes: bytes(document.source.bytes) } } }
+    }
+    if (!reasoningContent?.redactedContent) return block
+    return { reasoningContent: { redactedContent: bytes(reasoningContent.redactedContent) } }
+  }
+}

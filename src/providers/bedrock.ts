@@ -4,17 +4,10 @@
 // https://docs.aws.amazon.com/bedrock/latest/userguide/conversation-inference-call.html
 
 import type { ConverseCommandInput } from '@aws-sdk/client-bedrock-runtime'
-import {
-  accountOf,
-  type BedrockClient,
-  prepare,
-  type Seen,
-  type Stack,
-  secretsOf,
-} from './bedrock-client.ts'
+import { accountOf, type BedrockClient, follow, type Seen, type Stack } from './bedrock-client.ts'
 import { toError } from './bedrock-errors.ts'
 import { ConverseFold, toReply } from './bedrock-reply.ts'
-import { bodyMaker, provider } from './bedrock-request.ts'
+import { bodyMaker, provider, toInput } from './bedrock-request.ts'
 import type { CompleteOptions, ModelReply, ModelRequest, Provider } from './provider.ts'
 import * as wire from './wire.ts'
 
@@ -52,8 +45,7 @@ export function bedrock(options: BedrockOptions): Provider {
     { signal, onDelta }: CompleteOptions = {},
   ): Promise<ModelReply> {
     signal?.throwIfAborted()
-    const body = toBody(request)
-    const text = wire.toJson(body)
+    const text = wire.toJson(toBody(request))
     const deadline = clock.now() + timeouts.stepMs
     let emitted = false
 
@@ -65,7 +57,7 @@ export function bedrock(options: BedrockOptions): Provider {
         stop.abort(reason)
       }
       const aborted = () => halt(signal?.reason)
-      const seen: Seen = { host: account.host, heard: () => watch.touch() }
+      const seen: Seen = { host: account.host, sent: {}, heard: () => watch.touch() }
       const watch = new wire.Watch(timeouts, deadline - clock.now(), (option) =>
         halt(wire.timeoutError(provider, seen.host, option, timeouts[option])),
       )
@@ -90,21 +82,23 @@ export function bedrock(options: BedrockOptions): Provider {
         try {
           return await act()
         } catch (thrown) {
-          const secrets = await secretsOf(client)
-          const error = toError(thrown, { ...account, ...seen, model, request, secrets })
+          const error = toError(thrown, { ...account, ...seen, model, request })
           if (error.code === 'provider_auth' && !error.retryable) account.forget()
           throw error
         }
       }
       const Command = onDelta ? ConverseStreamCommand : ConverseCommand
-      const command = new Command({ modelId: model, ...body } as ConverseCommandInput)
-      prepare(command.middlewareStack as unknown as Stack, text, onDelta !== undefined, seen)
+      // A caller's client may have middleware that reads the request or changes it, ours has none.
+      const input = options.client ? toInput(JSON.parse(text)) : {}
+      const command = new Command({ modelId: model, ...input } as ConverseCommandInput)
+      const body = options.client ? undefined : text
+      follow(command.middlewareStack as unknown as Stack, onDelta !== undefined, seen, body)
       const output = await sure(() => client.send(command, { abortSignal: stop.signal }))
       if (!onDelta) return sure(() => toReply(output))
 
       seen.requestId ??= output.$metadata?.requestId ?? ''
       const fold = new ConverseFold()
-      const events: AsyncIterator<object> = output.stream[Symbol.asyncIterator]()
+      const events: AsyncIterator<object> = await sure(() => output.stream[Symbol.asyncIterator]())
       const next = async () => {
         const { done, value } = await events.next()
         return done ? ended : fold.event(value)

@@ -157,8 +157,10 @@ test('bedrock sends what the SDK would, and its types hold for it', async () => 
     const provider = providerFor(vendor, { extra })
     await provider.complete(asked)
     await clientOf(vendor.url).send(new ConverseCommand(expected))
-    const [ours, theirs] = vendor.asked
+    await providerBySdk(vendor, { extra }).complete(asked)
+    const [ours, theirs, between] = vendor.asked
     assert.deepEqual(ours?.body, theirs?.body)
+    assert.equal(between?.text, theirs?.text)
     assert.deepEqual(provider.render(asked), ours?.body)
     assert.equal(ours?.path, theirs?.path)
     for (const name of ['content-type', 'host', 'x-amz-user-agent']) {
@@ -496,8 +498,13 @@ test('bedrock says what a guardrail or a filter did, and keeps its words', async
     const { reply } = await outcomeFrom(events)
     assert.equal(reply?.finishReason, 'content_filter')
     assert.deepEqual(reply?.parts, [{ type: 'text', text: 'Sorry, no.' }])
-    assert.deepEqual(rawOf(reply).trace, trace)
-    assert.equal(rawOf(reply).finishReason, reason)
+    assert.deepEqual(rawOf(reply), {
+      finishReason: reason,
+      stopReason: reason,
+      requestId: 'req-1',
+      usage: counts,
+      trace,
+    })
   }
 })
 
@@ -599,6 +606,31 @@ for (const member of members) {
   })
 }
 
+test('bedrock names an exception to come, and one that only the protocol knows', async () => {
+  const headers = {
+    ':message-type': 'error',
+    ':error-code': 'BadThing',
+    ':error-message': 'so bad',
+  }
+  for (const [bytes, words] of [
+    [exception('exceptionToCome', 'who knows'), /broke off: who knows/],
+    [
+      frame({ ':message-type': 'exception', ':exception-type': 'fooException' }, '{}'),
+      /broke off$/,
+    ],
+    [frame(headers, ''), /\(BadThing\)|so bad/],
+  ] as const) {
+    for (const make of [providerFor, providerBySdk]) {
+      await withVendor(stream([bytes]), async (vendor) => {
+        const { error } = await outcomeOf(make(vendor, { clock: instant() }))
+        assert.ok(error instanceof ProviderError, inspect(error))
+        assert.equal(vendor.asked.length, 3, error.message)
+        if (make === providerFor) assert.match(error.message, words)
+      })
+    }
+  }
+})
+
 test('bedrock says that the context is too long, whether as an answer or as an event', async () => {
   for (const words of [
     'Input is too long for requested model.',
@@ -634,6 +666,31 @@ test('bedrock does not take throttling for a long context', async () => {
       assert.equal(error?.code, 'provider_overloaded')
       assert.equal(vendor.asked.length, 3)
     })
+  }
+})
+
+test('bedrock believes no event whose checksums or lengths are wrong', async () => {
+  const whole = event('contentBlockDelta', { contentBlockIndex: 0, delta: { text: 'four' } })
+  const at = whole.indexOf('four')
+  const changed = (change: (bytes: Buffer) => void) => {
+    const bytes = Buffer.from(whole)
+    change(bytes)
+    return bytes
+  }
+  for (const bytes of [
+    changed((b) => b.write('five', at)),
+    changed((b) => b.writeUInt32BE(b.readUInt32BE(8) ^ 1, 8)),
+    changed((b) => b.writeUInt32BE(b.readUInt32BE(b.length - 4) ^ 1, b.length - 4)),
+    frameOf(Buffer.from([1, 65, 7, 255, 255]), Buffer.from('{}')),
+    frameOf(Buffer.from([1, 65, 99]), Buffer.from('{}')),
+  ]) {
+    for (const make of [providerFor, providerBySdk]) {
+      await withVendor(stream([bytes, ...tail('end_turn')]), async (vendor) => {
+        const { reply, error } = await outcomeOf(make(vendor, { retries: 0 }))
+        assert.equal(reply, undefined)
+        assert.equal(error?.code, 'provider_invalid', error?.message)
+      })
+    }
   }
 })
 
@@ -747,6 +804,18 @@ const cures: [string, FakeAnswer, string, RegExp][] = [
     refusal(429, 'ThrottlingException', 'Too many requests, please wait before trying again.'),
     'provider_overloaded',
     /quota for eu\.anthropic.* is used up for now/,
+  ],
+  [
+    'a role that cannot be assumed',
+    refusal(403, 'AccessDenied', 'User: x may not perform: sts:AssumeRole on resource: y'),
+    'provider_auth',
+    /cannot be assumed: see its trust policy/,
+  ],
+  [
+    'a sign-in that is over',
+    refusal(401, 'UnauthorizedException', 'Session token not found or invalid'),
+    'provider_auth',
+    /Sign in again \(aws sso login/,
   ],
   [
     'a quota',
@@ -905,6 +974,15 @@ test('bedrock signs for the region and as the profile it is given', async () => 
   }
 })
 
+test('bedrock goes where the environment says that Bedrock is', async () => {
+  await withVendor(refusal(400, 'ValidationException', 'no'), async (vendor) => {
+    await withEnv({ AWS_ENDPOINT_URL_BEDROCK_RUNTIME: vendor.url }, async () => {
+      const { error } = await outcomeOf(bedrock({ model, region: 'sa-east-1' }))
+      assert.equal(error?.message, `${new URL(vendor.url).host} answered 400: no`)
+    })
+  })
+})
+
 test('bedrock takes a bearer token, and shows it to nobody', async () => {
   await withEnv({ AWS_BEARER_TOKEN_BEDROCK: 'bearer-canary' }, async () => {
     await withVendor(refusal(403, 'AccessDeniedException', 'no bearer-canary'), async (vendor) => {
@@ -942,6 +1020,19 @@ test("bedrock switches off the retries of a client of the caller's", async () =>
     assert.equal(error?.code, 'provider_overloaded')
     assert.equal(vendor.asked.length, 3)
     assert.equal(clock.waits.length, 2)
+  })
+})
+
+test("bedrock leaves the request to the middleware of a client of the caller's", async () => {
+  const guardrailConfig = { guardrailIdentifier: 'g', guardrailVersion: '1' }
+  await withVendor(json(hello), async (vendor) => {
+    const client = clientOf(vendor.url)
+    const guarded = (next: Json) => (args: Json) =>
+      next({ ...args, input: { ...args.input, guardrailConfig } })
+    client.middlewareStack.add(guarded, { step: 'initialize' })
+    await outcomeOf(bedrock({ model, client }), { stream: false })
+    assert.deepEqual(vendor.asked[0]?.body.guardrailConfig, guardrailConfig)
+    assert.deepEqual(vendor.asked[0]?.body.messages, [{ role: 'user', content: [{ text: 'go' }] }])
   })
 })
 
