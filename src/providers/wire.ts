@@ -23,7 +23,7 @@ import {
 export interface Timeouts {
   /** Until the connection stands. */
   connectMs: number
-  /** From sending the request to the first byte of the answer's body. */
+  /** From sending the request to the first byte of the answer's body: without `onDelta`, all of the model's work. */
   firstEventMs: number
   /** Between two pieces of the answer. Does not run while `onDelta` is awaited. */
   idleMs: number
