@@ -3,6 +3,7 @@
 export * from './agent.ts'
 export * from './approval.ts'
 export * from './audit.ts'
+export * from './door.ts'
 export * from './grants.ts'
 export * from './http.ts'
 export * from './mask.ts'
