@@ -12,7 +12,7 @@ export interface BedrockClient {
   send(command: any, options?: object): Promise<any>
 }
 
-export interface Place {
+interface Place {
   region?: string | undefined
   profile?: string | undefined
   endpoint?: string | undefined
@@ -21,7 +21,7 @@ export interface Place {
 }
 
 /** Where Bedrock is called, and as whom. */
-export interface Account {
+interface Account {
   /** As far as it is known before a request is made. */
   host: string
   region: string | undefined

@@ -242,7 +242,7 @@ export const bedrockWire: WireUnderTest = {
 }
 
 /** Frames that are wrong in every way a frame can be. */
-export function broken(): Buffer[] {
+function broken(): Buffer[] {
   const good = event('contentBlockDelta', { contentBlockIndex: 0, delta: { text: 'x' } })
   const flipped = (at: number) => {
     const bytes = Buffer.from(good)
