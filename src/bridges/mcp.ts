@@ -16,9 +16,8 @@ export interface McpClient {
     resultSchema?: undefined,
     options?: McpCallOptions,
   ): Promise<unknown>
-  fallbackNotificationHandler?:
-    | ((notification: { method: string; params?: unknown }) => Promise<void>)
-    | undefined
+  /** Declared as a method, so that the client's own, which knows more of `params`, fits. */
+  fallbackNotificationHandler?(notification: { method: string; params?: unknown }): Promise<void>
 }
 export interface McpTool {
   name: string
