@@ -570,7 +570,9 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
     })
   const runId =
     state?.runId ??
-    (/^[\w.-]{1,64}$/.test(platform.run_id ?? '') ? platform.run_id : undefined) ??
+    (typeof platform.run_id === 'string' && /^[\w.-]{1,64}$/.test(platform.run_id)
+      ? platform.run_id
+      : undefined) ??
     randomUUID()
   const fresh = state ?? newState(alternating(messages), runId)
   const self = await runOf(agent, fresh, [], {

@@ -635,7 +635,11 @@ async function finish(door: Door, ask: Ask, answer: Answer, at: At): Promise<voi
   const { executed = [], pending = [], usage = noUsage, stop = 'end', runId = requestId } = answer
   const saved = await save(door, answer.session, at).catch(toError)
   const error = answer.error ?? (saved instanceof DcafError ? saved : undefined)
-  ask.outcome = { run_id: runId, stop_reason: error ? 'error' : stop }
+  ask.outcome = {
+    run_id: runId,
+    stop_reason: error ? 'error' : stop,
+    ...(error && { code: error.code }),
+  }
   if (error && executed.length === 0 && !stream?.started) throw error
   if (error) failure(door, ask, error)
   const session = saved instanceof DcafError ? {} : saved
@@ -947,9 +951,8 @@ async function failed(door: Door, ask: Ask, thrown: unknown): Promise<void> {
   const { res, stream, requestId } = ask
   const error = toError(thrown)
   const told = problemOf(error, requestId)
-  const isGone = error.code === 'aborted'
-  ask.outcome = { ...ask.outcome, code: isGone ? error.code : told.code }
-  if (!isGone && (statuses[told.code] ?? 500) >= 500) failure(door, ask, error)
+  ask.outcome = { ...ask.outcome, code: error.code === 'aborted' ? error.code : told.code }
+  if ((statuses[told.code] ?? 500) >= 500) failure(door, ask, error)
   if (res.destroyed) return
   const { detail, ...rest } = told
   if (stream?.started) return stream.end({ type: 'error', error: detail, ...rest })
@@ -972,6 +975,7 @@ function toError(thrown: unknown): DcafError {
 /** The whole of an error, for the log alone. */
 function failure(door: Door, ask: Ask, error: DcafError): void {
   const { message, code, stack, cause } = error
+  if (code === 'aborted') return // the client's own wish
   const why = cause !== undefined && { cause: inspect(cause) }
   note(door, ask, 'error', 'failure', { message, code, stack, ...why })
 }
@@ -987,7 +991,8 @@ function note(
   const mask = ask?.mask ?? masker([])
   const ids = ask ? { request_id: ask.requestId, ...tracing(ask.context) } : {}
   const entry = { level, event, time: new Date().toISOString(), ...ids, ...more }
-  quietly(() => door.log?.(maskJson(entry, (text) => oneLine(mask(text))) as LogEntry))
+  const clean = (text: string) => oneLine(mask(text))
+  quietly(() => door.log?.(maskJson(JSON.parse(JSON.stringify(entry)), clean) as LogEntry))
 }
 
 /** Neither listener nor log hurts anybody, and nobody waits for them. */

@@ -17,29 +17,24 @@ export function raw(port: number, first = ''): Promise<Raw> {
   return new Promise((resolve, reject) => {
     const socket = connect(port, '127.0.0.1')
     const chunks: Buffer[] = []
-    const waiting = new Set<() => void>()
     const text = () => Buffer.concat(chunks).toString()
-    const wake = () => {
-      for (const check of waiting) check()
-    }
-    socket.on('data', (chunk) => {
-      chunks.push(chunk)
-      wake()
-    })
-    const closed = new Promise<string>((done) =>
-      socket.on('close', () => {
-        wake()
-        done(text())
-      }),
-    )
+    socket.on('data', (chunk) => chunks.push(chunk))
+    const closed = new Promise<string>((done) => socket.on('close', () => done(text())))
     const until = (part: string) =>
       new Promise<string>((done) => {
-        const check = () => {
-          if (!text().includes(part) && !socket.destroyed) return
-          waiting.delete(check)
+        const bytes = Buffer.from(part)
+        let tail = Buffer.concat(chunks) // and then the last bytes before each chunk: no chunk is searched twice
+        const check = (chunk = Buffer.alloc(0)) => {
+          tail = Buffer.concat([tail, chunk])
+          if (!tail.includes(bytes) && !socket.destroyed) {
+            tail = tail.subarray(Math.max(0, tail.length - bytes.length))
+            return
+          }
+          socket.off('data', check).off('close', onClose)
           done(text())
         }
-        waiting.add(check)
+        const onClose = () => check()
+        socket.on('data', check).on('close', onClose)
         check()
       })
     socket.on('error', reject) // after the connection is there: nobody listens, and 'close' follows
