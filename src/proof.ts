@@ -173,7 +173,7 @@ export function audience(who: Who, approver: Tool['approver']): unknown[] {
   let list = known.get(who)
   if (!list) {
     const scopes = Array.isArray(c.scopes)
-      ? c.scopes.map((s) => `${typeof s === 'string' ? s : (s?.name ?? s?.Name)}`).sort()
+      ? c.scopes.map((s) => nameOf(typeof s === 'string' ? s : (s?.name ?? s?.Name))).sort()
       : null
     const where = [scopes, c.kubeconfig_path ?? null, cluster(c.kubeconfig), who.bound ?? null]
     list = [
@@ -185,6 +185,10 @@ export function audience(who: Who, approver: Tool['approver']): unknown[] {
     known.set(who, list)
   }
   return approver === 'requester' ? list : list.with(0, null).with(4, null)
+}
+
+function nameOf(name: unknown): string {
+  return typeof name === 'string' ? name : canonical(name)
 }
 
 /** Which cluster a kubeconfig points at. Where reading it by lines could miss something, the whole of it counts. */

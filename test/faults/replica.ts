@@ -1,20 +1,18 @@
 // One server of several over one store, as a process of its own: `node replica.ts OPTIONS`. It stops where it is told to
 // and says so, to be killed right there; it writes each effect to a file before anything else can happen.
 
-import { randomBytes } from 'node:crypto'
 import { appendFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import { flushCompileCache } from 'node:module'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { inspect } from 'node:util'
-import { type Agent, run } from '../../src/agent.ts'
+import { run } from '../../src/agent.ts'
 import type { Decision } from '../../src/approval.ts'
 import { drain, onSignals, serverOptions } from '../../src/door.ts'
 import { chatHandler } from '../../src/http.ts'
-import { scripted } from '../../src/providers/scripted.ts'
 import type { Store } from '../../src/store.ts'
-import { tool } from '../../src/tool.ts'
+import { opsAgent } from './ops.ts'
 import { openStore, type Where } from './worlds.ts'
 
 /**
@@ -67,36 +65,27 @@ function marked(inner: Store): Store {
   }
 }
 
-const restart = tool({
-  name: 'restart',
-  description: 'Restart a service',
-  input: '{ service: string }',
-  requiresApproval: true,
-  timeoutMs: options.timeoutMs ?? 60_000,
-  async execute({ service }, ctx) {
-    if (service === 'crash')
+const agent = opsAgent(
+  {
+    async onEffect(callId, effect) {
+      appendFileSync(options.effects, `${callId} ${effect}\n`)
+      await at('effect')
+      if (options.workMs) await sleep(options.workMs)
+    },
+    instead(service) {
+      if (service !== 'crash') return undefined
       process.nextTick(() => {
         throw new Error('thrown by nobody’s call')
       })
-    if (service === 'crash') return new Promise<string>(() => {})
-    const effect = `restarted ${service}, ${randomBytes(6).toString('hex')}`
-    appendFileSync(options.effects, `${ctx.callId} ${effect}\n`)
-    await at('effect')
-    if (options.workMs) await sleep(options.workMs)
-    return effect
+      return new Promise(() => {})
+    },
+    async onAnswer() {
+      await at('answering')
+      return 'ok'
+    },
   },
-})
-
-const provider = scripted(async ({ messages }) => {
-  const last = messages.at(-1)
-  const text = last?.parts.map((part) => (part.type === 'text' ? part.text : '')).join('') ?? ''
-  const service = last?.role === 'user' && /^restart (\S+)$/.exec(text)?.[1]
-  if (service) return { calls: [{ name: 'restart', input: { service } }] }
-  await at('answering')
-  return 'ok'
-})
-
-const agent: Agent = { name: 'ops', provider, tools: [restart] }
+  { timeoutMs: options.timeoutMs ?? 60_000 },
+)
 const { store: inner } = await openStore(options.where)
 const store = marked(inner)
 const keys = [options.key]
