@@ -512,9 +512,9 @@ export class Gate {
     if (fresh) return (await this.#recordOf(fresh)) ?? { open: output, fresh }
     if (entry.state === 'done')
       return { outcome, content: output, replayed: true, ...(by ? { by } : {}) }
-    if (one.tool?.idempotent && gone(entry)) return undefined
+    if (one.tool?.idempotent && gone(entry, one.nonce)) return undefined
     const since = time(entry.since)
-    const content = gone(entry)
+    const content = gone(entry, one.nonce)
       ? `Outcome unknown: the server stopped while this was running (${since}). It was NOT run again. Check the target before asking again.`
       : `Already running since ${since}. It was not started again.`
     return { outcome: 'unknown', content }
@@ -640,6 +640,7 @@ export class Gate {
             open: 'Not executed: another request is deciding this call.',
           }
         )
+      if (!(await authority.stillIn(one.epoch))) return refused(unverified) // forgotten in between
       const finish = async (record: Done) => {
         try {
           await authority.store.swap(
@@ -651,7 +652,9 @@ export class Gate {
         } catch (error) {
           fact('LedgerFailed', { callId: one.nonce, name: one.said.name, error: words(error) })
         }
+        underWay.delete(one.nonce)
       }
+      underWay.add(one.nonce)
       const { record, answer } = await work(finish)
       if (record) await finish(record)
       return answer
@@ -803,13 +806,16 @@ export function paused(state: unknown): Paused {
   return new Paused(state)
 }
 
+/** Begun by this process and not ended, the late ones included. */
+const underWay = new Set<string>()
 const owner = `${hostname()}:${process.pid}:${randomBytes(6).toString('hex')}`
 
-/** True when whoever began it cannot finish it any more: dead on this host, or far past its clock. */
-function gone(entry: Entry): boolean {
+/** True when whoever began it cannot finish it any more: dead on this host, done with it here, or far past its clock. */
+function gone(entry: Entry, nonce: string): boolean {
   if (Date.now() > entry.since + (entry.timeoutMs ?? 0) + skewMs) return true
   const [, host, pid] = /^(.*):(\d+):\w+$/.exec(entry.owner) ?? []
-  if (entry.owner === owner || host !== hostname()) return false
+  if (entry.owner === owner) return !underWay.has(nonce)
+  if (host !== hostname()) return false
   if (Number(pid) === process.pid) return true
   try {
     return !process.kill(Number(pid), 0)

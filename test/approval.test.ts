@@ -724,11 +724,6 @@ test('a begin whose answer was lost runs nothing now, nor later', async (t) => {
   store.fault = { kind: 'lost', keys: (key) => key.startsWith('call:'), on: ['swap'] }
   assert.equal((await it.decide(first, approveAll(first))).error?.code, 'store_unavailable')
   store.heal()
-  const running = await it.decide(first, approveAll(first))
-  assert.deepEqual(outputs(running), [
-    'Already running since 2027-01-15T08:00:00Z. It was not started again.',
-  ])
-  t.mock.timers.tick(120_001)
   assert.deepEqual(outputs(await it.decide(first, approveAll(first))), [
     'Outcome unknown: the server stopped while this was running (2027-01-15T08:00:00Z). It was NOT run again. Check the target before asking again.',
   ])
@@ -746,7 +741,7 @@ test('a store that is down at finish: the outcome is told once, and never run ag
     [[nonceOf(idOf(first)), 'drop']],
   )
   store.heal()
-  assert.match(outputs(await it.decide(first, approveAll(first)))[0] ?? '', /^Already running/)
+  assert.match(outputs(await it.decide(first, approveAll(first)))[0] ?? '', /^Outcome unknown: the/)
   assert.equal(it.ran.length, 1)
 })
 
@@ -759,6 +754,20 @@ test('the epoch is read again right before begin', async () => {
   const first = await it.propose()
   const next = await it.decide(first, approveAll(first))
   assert.deepEqual([outputs(next), it.ran], [[unverified], []])
+})
+
+test('a store that forgets all it knew between two approvals that began at once runs one of them', async () => {
+  const shared = memoryStore()
+  const one = desk({}, {}, { store: shared })
+  const first = await one.propose()
+  const store = faultyStore(shared, async (method, key) => {
+    if (method !== 'swap' || !key.startsWith('call:')) return
+    await one.decide(first, approveAll(first))
+    for (const forgotten of [key, 'epoch']) await shared.delete(forgotten)
+  })
+  const two = desk({}, {}, { store })
+  const late = await two.decide(first, approveAll(first))
+  assert.deepEqual([one.ran.length, two.ran, outputs(late)], [1, [], [unverified]])
 })
 
 test('two replicas that begin at once run it once; the other says who does', async () => {
