@@ -444,6 +444,8 @@ function tooLarge(bodyBytes: number): DcafError {
 
 function readBody(req: IncomingMessage, bodyBytes: number, signal: AbortSignal): Promise<Buffer> {
   return new Promise((resolve, reject) => {
+    const early = 'the body was read before: what parses bodies (express.json()) must come after'
+    if (req.readableEnded) return reject(new DcafError('internal_error', early))
     const chunks: Buffer[] = []
     let size = 0
     const end = (settle: () => void): void => {
