@@ -299,9 +299,10 @@ export async function run(
     ...self.stopDetails,
   })
   self.desk.over = true
-  await self.emit(
-    result.error ? { type: 'error', error: result.error, result } : { type: 'done', result },
-  )
+  const { error } = result
+  await self
+    .emit(error ? { type: 'error', error, result } : { type: 'done', result })
+    .catch(() => {})
   return result
 }
 
@@ -310,18 +311,17 @@ async function converse(self: Run): Promise<void> {
   const { limits, state, desk } = self
   for (let turn = 0; !self.stop; turn++) {
     await settle(self)
-    if (self.stop) return
     const last = state.messages.at(-1)
     if (open(state).length > 0 || self.loose.length > 0) self.stop = 'approval'
+    else if (self.stop) return
     else if (!last?.parts.length || (last.role === 'assistant' && callsOf(last).length === 0))
       self.stop = 'end'
     else if (turn >= limits.turns) self.stop = 'limit'
     if (self.stop) return
     desk.signal.throwIfAborted()
-    if (turn > 0 || self.path.length > 0) await status(self, { type: 'thinking' })
+    if (desk.modelCalls++ > 0) await status(self, { type: 'thinking' })
     const { reply, offered } = await inTime(think(self), desk.signal, 1_000)
-    const parts = reply.parts.map((part) => (part.type === 'tool_call' ? renamed(part) : part))
-    state.messages.push({ role: 'assistant', parts, results: [] })
+    state.messages.push({ role: 'assistant', parts: reply.parts, results: [] })
     if (offered) self.offered = offered
     if (reply.finishReason === 'length' || reply.finishReason === 'content_filter') {
       refuseAll(self, `Not run: the reply was cut off (${reply.finishReason}).`)
@@ -425,10 +425,13 @@ interface Desk {
   /** Decided calls whose outcome was not emitted yet. */
   lines: ExecutedCall[]
   usage: Usage
+  modelCalls: number
   toolCalls: number
   outputBytes: number
   signal: AbortSignal
   over: boolean
+  /** `emit` failed, and is not called again. */
+  deaf: boolean
   session: Session
   platform: PlatformContext
   children: Map<string, Run>
@@ -444,6 +447,7 @@ interface Run {
   gate: Gate
   scope: Scope
   options: RunOptions
+  shared: Shared
   streams: boolean
   /** The state came with the request; else it is the thread. */
   resumed: boolean
@@ -481,10 +485,12 @@ export function checkAgent(agent: Agent): void {
   if (typeof agent?.name !== 'string' || !agent.name) throw wrong('an agent needs a name')
   if (typeof agent.provider?.complete !== 'function')
     throw wrong(`agent ${agent.name} needs a provider, such as bedrock({ model })`)
-  if (agent.tools !== undefined && !Array.isArray(agent.tools))
-    throw wrong(
-      `tools must be an array, got a ${typeof agent.tools}. Did you mean tools: [${(agent.tools as { name?: string }).name ?? 'it'}]?`,
-    )
+  if (agent.tools !== undefined && !Array.isArray(agent.tools)) {
+    const { name = 'it' } = (agent.tools ?? {}) as { name?: string }
+    const kind = typeof agent.tools
+    const got = agent.tools === null ? 'null' : kind === 'object' ? 'an object' : `a ${kind}`
+    throw wrong(`tools must be an array, got ${got}. Did you mean tools: [${name}]?`)
+  }
   const names = new Set<string>()
   for (const tool of agent.tools ?? []) {
     if (typeof tool?.validate !== 'function')
@@ -494,18 +500,33 @@ export function checkAgent(agent: Agent): void {
   }
   for (const key of agent.visibleContext ?? [])
     if (secretKeys.has(key)) throw wrong(`visibleContext names ${key}, which is secret`)
+  limitsOf(agent)
 }
 
-const toolMaps = new WeakMap<object, { tools: Map<string, Tool>; specs: ToolSpec[] }>()
+/** Throws for a limit that would be none: NaN holds nothing back. */
+function limitsOf(agent: Agent, options: RunOptions = {}): RunLimits {
+  const limits = { ...runLimits }
+  for (const name of Object.keys(runLimits) as (keyof RunLimits)[]) {
+    const value = options.limits?.[name] ?? agent.limits?.[name]
+    if (value === undefined) continue
+    if (!Number.isSafeInteger(value) || value < 0)
+      throw new DcafError('invalid_argument', `limits.${name} must be a whole number, got ${value}`)
+    limits[name] = value
+  }
+  return limits
+}
+
+type Offered = { list: Tool[]; tools: Map<string, Tool>; specs: ToolSpec[] }
+const toolMaps = new WeakMap<object, Offered>()
 const noTools: Tool[] = []
 
-/** By name, once for each array of tools that is handed over. */
-function toolsOf(agent: Agent): { tools: Map<string, Tool>; specs: ToolSpec[] } {
+/** By name, made anew only where the array or what is in it changed. */
+function toolsOf(agent: Agent): Offered {
   const list = agent.tools ?? noTools
   const known = toolMaps.get(list)
-  if (known?.tools.size === list.length) return known
+  if (known?.list.length === list.length && list.every((t, i) => t === known.list[i])) return known
   const specs = list.map(({ name, description, input }) => ({ name, description, input }))
-  const made = { tools: new Map(list.map((t) => [t.name, t])), specs }
+  const made = { list: [...list], tools: new Map(list.map((t) => [t.name, t])), specs }
   toolMaps.set(list, made)
   return made
 }
@@ -520,11 +541,9 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
   const who: Who = { principal: options.principal, threadId, context: platform, bound }
   const authority = authorityOf(options.store ?? defaultStore, options.keys)
   const secrets = await agent.secrets?.({ platform, session })
-  const mask = masker([...secretsOf(platform), ...(secrets ?? [])])
+  const mask = masker(secretsOf(platform, secrets))
   const messages = normalized(input.messages)
-  const keyOf = (d: Decision, i: number) =>
-    d.id.startsWith('tc_') ? nonceOf(d.id) : `${i} ${d.id}`
-  const decisions = new Map((input.decisions ?? []).map((d, i) => [keyOf(d, i), d]))
+  const decisions = decisionsOf(input.decisions ?? [])
   const words = latestWords(input.messages)
   const desk: Desk = {
     decisions,
@@ -533,22 +552,30 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
     executed: [],
     lines: [],
     usage: { ...noUsage },
+    modelCalls: 0,
     toolCalls: 0,
     outputBytes: 0,
     signal: options.signal ?? new AbortController().signal,
     over: false,
+    deaf: false,
     session,
     platform,
     children: new Map(),
   }
   const emit = async (event: RunEvent): Promise<void> => {
-    if (!desk.over || event.type === 'done' || event.type === 'error') await options.emit?.(event)
+    if (desk.deaf || (desk.over && event.type !== 'done' && event.type !== 'error')) return
+    try {
+      await options.emit?.(event)
+    } catch (error) {
+      desk.deaf = true
+      throw new DcafError('internal_error', 'emit failed', { cause: error })
+    }
   }
   const scope: Scope = {
     agent: agent.name,
     authority,
     who,
-    limits: { ...runLimits, ...agent.limits, ...options.limits },
+    limits: limitsOf(agent, options),
     mask,
     signal: desk.signal,
     hardSignal: options.hardSignal,
@@ -562,8 +589,8 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
   }
   let state: RunState | undefined
   let failure: unknown
-  if (typeof input.paused === 'object') state = structuredClone(input.paused)
-  else if (input.paused !== undefined)
+  if (typeof input.paused === 'object' && input.paused) state = structuredClone(input.paused)
+  else if (typeof input.paused === 'string')
     state = await openRun(scope, input.paused).catch((error) => {
       failure = error
       return undefined
@@ -574,7 +601,7 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
       ? platform.run_id
       : undefined) ??
     randomUUID()
-  const fresh = state ?? newState(alternating(messages), runId)
+  const fresh = state ?? newState(ours(alternating(messages)), runId)
   const self = await runOf(agent, fresh, [], {
     scope,
     desk,
@@ -586,7 +613,7 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
   })
   self.resumed = state !== undefined
   if (failure) await fail(self, failure)
-  else if (input.paused !== undefined && !state)
+  else if (input.paused && !state)
     self.fact('PausedRunIgnored', {
       reason: 'it was not sealed here for this agent, principal, thread and context',
     })
@@ -609,20 +636,16 @@ async function runOf(agent: Agent, state: RunState, path: string[], shared: Shar
   const { tools, specs } = toolsOf(agent)
   const frozen = agent.frozen ? [...shared.frozen, agent.frozen] : shared.frozen
   const more = path.length > 0 ? await agent.secrets?.({ platform, session }) : undefined
-  const own = masker(more ?? [])
+  const own = masker(secretsOf({}, more))
   const mask = more ? (text: string) => own(shared.scope.mask(text)) : shared.scope.mask
   const listeners = [agent.onEvent ?? [], options.onEvent ?? []].flat()
   const fact = (type: string, data: Record<string, unknown>): void => {
     if (listeners.length === 0) return
     const head = { type, timestamp: new Date().toISOString(), runId, ...(threadId && { threadId }) }
     const agents = path.length > 0 ? { path } : {}
-    const event = Object.freeze({
-      ...tracing(platform),
-      ...head,
-      agent: agent.name,
-      ...agents,
-      ...data,
-    })
+    const said = { ...tracing(platform), ...head, agent: agent.name, ...agents }
+    const facts = Object.entries(data).map(([key, value]) => [key, frozenCopy(value)])
+    const event = Object.freeze({ ...said, ...Object.fromEntries(facts) })
     for (const listener of listeners) quietly(() => listener(event))
   }
   const context: Scope['context'] = (call, signal) => ({
@@ -635,7 +658,7 @@ async function runOf(agent: Agent, state: RunState, path: string[], shared: Shar
         emit({ type: 'intermittent_update', text: mask(text), content: masked(content, mask) }),
       )
     },
-    delegate: (child, text) => delegate(self, shared, call, child as Agent, text),
+    delegate: (child, text) => delegate(self, call, child as Agent, text),
   })
   const after: Scope['after'] =
     agent.afterTool &&
@@ -647,7 +670,8 @@ async function runOf(agent: Agent, state: RunState, path: string[], shared: Shar
       } catch {} // then nobody may see what it would have taken out
       return { ...result, content: `The result of ${call.name} is withheld: afterTool failed.` }
     })
-  const scope: Scope = { ...shared.scope, mask, context, fact, after }
+  const limits = limitsOf(agent, options)
+  const scope: Scope = { ...shared.scope, limits, mask, context, fact, after }
   const policies = [agent.policy ?? []].flat()
   const isFrozen = () => frozen.map((f) => f()).find((reason) => reason !== false) ?? false
   const self: Run = {
@@ -661,8 +685,9 @@ async function runOf(agent: Agent, state: RunState, path: string[], shared: Shar
     options,
     emit,
     fact,
-    limits: { ...runLimits, ...agent.limits, ...options.limits },
+    limits,
     gate: new Gate(scope, tools, policies, isFrozen, path),
+    shared: { ...shared, frozen },
     streams: options.emit !== undefined && path.length === 0,
     resumed: false,
     loose: [],
@@ -673,21 +698,17 @@ async function runOf(agent: Agent, state: RunState, path: string[], shared: Shar
   }
   for (const call of open(state)) {
     const child = call.child === undefined ? undefined : tools.get(call.name)?.agent
-    if (child)
-      desk.children.set(
-        call.id,
-        await runOf(child as Agent, call.child as RunState, [...path, call.name], {
-          ...shared,
-          frozen,
-        }),
-      )
+    if (!child) continue
+    const kept = call.child as RunState
+    kept.rejected = state.rejected
+    const run = await runOf(child as Agent, kept, [...path, call.name], self.shared)
+    desk.children.set(call.id, run)
   }
   return self
 }
 
 async function delegate(
   parent: Run,
-  shared: Shared,
   call: { id: string; name: string },
   agent: Agent,
   text: string,
@@ -696,12 +717,17 @@ async function delegate(
   const path = [...parent.path, call.name]
   if (path.length > 8)
     throw new DcafError('invalid_argument', 'agents call each other more than 8 deep')
-  const frozen = parent.agent.frozen ? [...shared.frozen, parent.agent.frozen] : shared.frozen
-  const state = newState([{ role: 'user', parts: [{ type: 'text', text }] }], parent.state.runId)
+  const { runId, rejected } = parent.state // what a person rejected is not asked again on another way
+  const state = { ...newState(normalized(text), runId), rejected }
   const child =
-    parent.desk.children.get(call.id) ?? (await runOf(agent, state, path, { ...shared, frozen }))
+    parent.desk.children.get(call.id) ?? (await runOf(agent, state, path, parent.shared))
   parent.desk.children.set(call.id, child)
-  await converse(child)
+  try {
+    await converse(child)
+  } catch (error) {
+    if (error instanceof InterceptorError) return error.userMessage
+    throw error
+  }
   if (open(child.state).length > 0) return paused(child.state)
   return child.stop === 'end'
     ? child.text
@@ -723,10 +749,10 @@ function* waiting(self: Run): Generator<{ at: Run; call: Call }> {
 async function hear(self: Run, input: RunInput): Promise<void> {
   const { desk, state, resumed } = self
   for (const { at, call } of [...waiting(self)]) {
-    const decision = desk.decisions.get(call.id)
-    desk.decisions.delete(call.id)
-    if (desk.signal.aborted) continue
     const proof = call.proof ?? ''
+    const decision = desk.decisions.get(proof)
+    desk.decisions.delete(proof)
+    if (desk.signal.aborted) continue
     const answer = decision
       ? await at.gate.decide(call, decision)
       : ((await at.gate.recall(call, proof)) ??
@@ -735,48 +761,54 @@ async function hear(self: Run, input: RunInput): Promise<void> {
     if (answer) apply(at, call, answer)
   }
   const known = new Set([...waiting(self)].map(({ call }) => call.id))
-  for (const decision of desk.decisions.values()) {
+  const proposed = input.proposed ?? []
+  const place = (id: string) => proposed.findIndex((said) => said.id === id) >>> 0
+  const strays = [...desk.decisions.values()].sort((a, b) => place(a.id) - place(b.id))
+  for (const decision of strays) {
     if (desk.signal.aborted) break
     await hearStray(self, decision, known)
   }
-  for (const said of resumed ? [] : (input.proposed ?? [])) {
-    const call = desk.decisions.has(nonceOf(said.id))
-      ? undefined
-      : await gateAt(self, said.path)?.restore(said, said.id)
-    if (!call || desk.signal.aborted) continue
-    const gate = gateAt(self, said.path)
+  for (const said of resumed ? [] : proposed) {
+    if (desk.decisions.has(said.id) || desk.signal.aborted) continue
+    const gate = (await runAt(self, said.path))?.gate
+    const call = await gate?.restore(said, said.id)
+    if (!call) continue
     const answer =
       (await gate?.recall(said, said.id)) ??
       (desk.closes ? await gate?.decide(said, silence(said.id, desk.words)) : undefined)
     if (answer) tell(self, said, answer, known)
     else self.loose.push(call)
   }
-  for (const [list, event] of lists)
-    if (desk.lines.some((line) => line.lists?.includes(list)))
-      await self.emit(event(desk.lines.filter((line) => line.lists?.includes(list))))
-  desk.lines = []
+  await sayLines(self)
+  desk.signal.throwIfAborted()
   // Of a run that goes on, the earlier messages are known: only what the last one brings is new.
   const { messages } = input
   const last = normalized(typeof messages === 'string' ? messages : messages.slice(-1)).at(-1)
   const words = last?.role === 'user' && resumed ? last.parts : []
+  const { told, loose, scope } = self
+  const block = told.length > 0 && loose.length === 0
+  const title = 'Outcome of the calls a person decided'
+  const data = block ? [dataBlock(title, told, scope.mask)] : []
   if (resumed && [...waiting(self)].length > 0) {
-    if (desk.words) state.kept.push(desk.words)
+    state.kept.push(...(desk.words ? [desk.words] : []), ...data)
     return
   }
-  const more: Part[] = [
-    ...state.kept.splice(0).map((text): Part => ({ type: 'text', text })),
-    ...words,
-  ]
-  if (self.told.length > 0 && self.loose.length === 0)
-    more.push({
-      type: 'text',
-      text: dataBlock('Outcome of the calls a person decided', self.told, self.scope.mask),
-    })
+  const textPart = (text: string): Part => ({ type: 'text', text })
+  const more = [...state.kept.splice(0).map(textPart), ...words, ...data.map(textPart)]
   const end = state.messages.at(-1)
   if (more.length === 0) return
   if (end?.role === 'user')
     state.messages[state.messages.length - 1] = { role: 'user', parts: [...end.parts, ...more] }
   else if (open(state).length === 0) state.messages.push({ role: 'user', parts: more })
+}
+
+/** What became of the decided calls, once, in the lists they came in. */
+async function sayLines(self: Run): Promise<void> {
+  const said = self.desk.lines.splice(0)
+  for (const [list, event] of lists) {
+    const lines = said.filter((line) => line.lists?.includes(list))
+    if (lines.length > 0) await self.emit(event(lines))
+  }
 }
 
 function silence(id: string, words: string): Decision {
@@ -790,11 +822,12 @@ async function hearStray(self: Run, decision: Decision, known: Set<string>): Pro
   const shells = (agentAt(agent, decision.path)?.tools ?? []).filter((t) => t.type === 'command')
   if (decision.name === undefined && decision.lists?.includes('cmds') && shells.length === 1)
     decision = { ...decision, name: shells[0]?.name ?? '' }
-  const said = decision.known ?? { name: decision.name ?? '', input: decision.input }
-  const gate = gateAt(self, decision.path)
-  const answer: Answer = gate
-    ? await gate.decide(undefined, decision)
-    : { open: unverified, refused: true }
+  const held = heldIn(self.state, nonceOf(decision.id))
+  const item = decision.known ?? { name: decision.name ?? '', input: decision.input }
+  const said = held ?? item
+  const gate = (await runAt(self, decision.path ?? held?.path))?.gate
+  const no = decision.approve ? unverified : `Tool rejected: ${decision.reason ?? 'not approved'}`
+  const answer: Answer = gate ? await gate.decide(held, decision) : { open: no, refused: true }
   report(self, decision, said, answer)
   tell(self, said, answer, known)
   if ('open' in answer && !answer.fresh && !answer.refused) {
@@ -806,14 +839,14 @@ async function hearStray(self: Run, decision: Decision, known: Set<string>): Pro
 
 function tell(
   self: Run,
-  said: { name: string; input: unknown },
+  said: { name: string; input: unknown; path?: string[] },
   answer: Answer,
   known: Set<string>,
 ): void {
   if ('open' in answer && answer.fresh && !known.has(answer.fresh.id)) self.loose.push(answer.fresh)
   const closed = 'outcome' in answer
   if (closed && answer.outcome === 'rejected')
-    self.state.rejected[digest(said)] ??= answer.reason ?? answer.content
+    self.state.rejected[digest(said, said.path)] ??= answer.reason ?? answer.content
   if (closed || answer.refused)
     self.told.push({
       tool: said.name,
@@ -823,26 +856,33 @@ function tell(
     })
 }
 
-/** The gate of a child's calls, found by the names of the agent tools that lead to it. */
-function gateAt(self: Run, path: string[] = []): Gate | undefined {
-  let gate: Gate | undefined = self.gate
-  let agent = self.agent
-  const frozen = [agent.frozen ?? (() => false as const)]
-  for (const [depth, name] of path.entries()) {
-    const next = toolsOf(agent).tools.get(name)?.agent as Agent | undefined
-    if (!next) return undefined
-    agent = next
-    frozen.push(agent.frozen ?? (() => false as const))
-    const isFrozen = () => frozen.map((f) => f()).find((reason) => reason !== false) ?? false
-    gate = new Gate(
-      self.scope,
-      toolsOf(agent).tools,
-      [agent.policy ?? []].flat(),
-      isFrozen,
-      path.slice(0, depth + 1),
-    )
+/** A run of the child that the names of agent tools lead to, for a call that no state holds. */
+async function runAt(self: Run, path: string[] = []): Promise<Run | undefined> {
+  let at = self
+  for (const name of path) {
+    const child = at.tools.get(name)?.agent as Agent | undefined
+    if (!child) return undefined
+    const state = newState([], at.state.runId)
+    at = await runOf(child, state, [...at.path, name], at.shared)
   }
-  return gate
+  return at
+}
+
+/** What the state knows of a call, decided and superseded ones too. */
+function heldIn(
+  state: RunState,
+  id: string,
+  path: string[] = [],
+): { name: string; input: unknown; path?: string[] } | undefined {
+  const where = path.length > 0 ? { path } : {}
+  for (const call of state.calls) {
+    if (call.id === id) return { ...call, ...where }
+    const child = call.child as RunState | undefined
+    const below = child && heldIn(child, id, [...path, call.name])
+    if (below) return below
+  }
+  const part = state.messages.flatMap(callsOf).find((p) => p.id === id)
+  return part && { name: part.name, input: part.input, ...where }
 }
 
 /** The line a client reads for its decision. A vote that did not make the quorum has none. */
@@ -888,17 +928,15 @@ async function settle(self: Run): Promise<void> {
   const calls: Call[] = []
   for (const part of callsOf(last)) {
     if (answered.has(part.id)) continue
-    const known = state.calls.find((c) => c.status === 'pending' && (c.part ?? c.id) === part.id)
-    if (!known) {
-      const { id, name, input } = part
-      const call: Call = { id, name, input, status: 'executing', requiresApproval: false }
-      state.calls.push(call)
-      calls.push(call)
-    } else if (
-      known.child !== undefined &&
-      open((desk.children.get(known.id) ?? { state: newState([], '') }).state).length === 0
-    )
-      calls.push(known)
+    const known = state.calls.find((c) => !c.outcome && (c.part ?? c.id) === part.id)
+    const waits = known?.child
+      ? open((desk.children.get(known.id)?.state ?? known.child) as RunState).length > 0
+      : known?.proof
+    if (waits) continue
+    const { id, name, input } = part
+    const call: Call = known ?? { id, name, input, status: 'executing', requiresApproval: false }
+    if (!known) state.calls.push(call)
+    calls.push(call)
   }
   const proposals = await Promise.all(calls.map((call) => propose(self, call)))
   const ready: { call: Call; act: () => Promise<Answer> }[] = []
@@ -909,7 +947,7 @@ async function settle(self: Run): Promise<void> {
     else if ('ask' in proposal) apply(self, call, mayAsk(self, call) ?? (await proposal.ask()))
     else apply(self, call, proposal)
   }
-  await pooled(ready, limits.parallel, async ({ call, act }) => {
+  const failure = await pooled(ready, limits.parallel, async ({ call, act }) => {
     if (call.child === undefined)
       await status(self, { type: 'tool', name: call.name, input: call.input })
     apply(self, call, await act())
@@ -927,6 +965,7 @@ async function settle(self: Run): Promise<void> {
     }),
   )
   desk.executed.push(...executedToolCalls)
+  if (failure) throw failure.error
   if (executedToolCalls.length > 0)
     await self.emit({ type: 'executed_tool_calls', executedToolCalls })
   const malformed = calls.length > 0 && calls.every((call) => typeof call.input !== 'object')
@@ -943,13 +982,13 @@ async function propose(self: Run, call: Call): Promise<Awaited<ReturnType<Gate['
     }
   if (offered && self.tools.has(call.name) && !offered.has(call.name))
     return { outcome: 'error', content: `The tool ${call.name} is not offered now.` }
-  return self.gate.propose(call, self.state.rejected[digest(call)] === undefined)
+  return self.gate.propose(call, self.state.rejected[digest(call, self.path)] === undefined)
 }
 
 /** Why a person is not asked: this was rejected in this run, or too many calls wait already. */
 function mayAsk(self: Run, call: Call): Answer | undefined {
   const { state, limits } = self
-  const key = digest(call)
+  const key = digest(call, self.path)
   const reason = state.rejected[key]
   if (reason !== undefined) {
     if (state.rejected[`${key} again`]) self.stop = 'limit'
@@ -992,7 +1031,7 @@ function apply(self: Run, call: Call, answer: Answer): void {
   const closed: Call = { ...rest, status: statusOf[outcome], outcome, result: content }
   if (outcome === 'rejected') {
     closed.rejectionReason = answer.reason ?? content
-    state.rejected[digest(call)] ??= closed.rejectionReason
+    state.rejected[digest(call, self.path)] ??= closed.rejectionReason
   }
   if (outcome === 'error') closed.error = content
   delete call.proof
@@ -1015,7 +1054,9 @@ function refuseAll(self: Run, content: string): void {
 /** One model call between its interceptors. */
 async function think(self: Run): Promise<{ reply: ModelReply; offered: Set<string> | undefined }> {
   const { agent, desk, scope, streams } = self
-  const { provider, requestInterceptors = [], responseInterceptors = [] } = agent
+  const { provider } = agent
+  const requestInterceptors = [agent.requestInterceptors ?? []].flat()
+  const responseInterceptors = [agent.responseInterceptors ?? []].flat()
   const request = await intercepted(self, requestInterceptors)
   const started = performance.now()
   let firstTokenMs: number | undefined
@@ -1064,6 +1105,7 @@ async function think(self: Run): Promise<{ reply: ModelReply; offered: Set<strin
     requestId: (raw as { requestId?: string } | undefined)?.requestId,
     raw,
   })
+  reply = { ...reply, parts: reply.parts.map((p) => (p.type === 'tool_call' ? renamed(p) : p)) }
   const text = textOf(reply.parts)
   if (live) {
     if (!streamed && text) await say(text)
@@ -1101,14 +1143,15 @@ async function intercepted(self: Run, interceptors: RequestInterceptor[]): Promi
   if (maxTokens !== undefined) request.maxTokens = maxTokens
   if (temperature !== undefined) request.temperature = temperature
   // A forced tool is forced once: forced again after its result, the model could never answer.
-  const forced = typeof toolChoice === 'object' && desk.toolCalls > 0
+  const again = state.messages.at(-1)?.role !== 'user' || self.told.length > 0
+  const forced = typeof toolChoice === 'object' && again
   if (toolChoice !== undefined) request.toolChoice = forced ? 'auto' : toolChoice
   if (interceptors.length === 0) return request
   const seen: InterceptedRequest = {
     messages: structuredClone(request.messages),
-    tools: [...request.tools],
+    tools: structuredClone(request.tools),
     system,
-    context: platform,
+    context: copied(platform),
     session,
     get latestUserMessage() {
       const last = this.messages.findLast((m) => m.role === 'user')
@@ -1123,7 +1166,16 @@ async function intercepted(self: Run, interceptors: RequestInterceptor[]): Promi
       this.system.push({ text })
     },
   }
-  for (const interceptor of interceptors) await interceptor(seen)
+  const keys = ['messages', 'tools', 'system', 'latestUserMessage'] as const
+  for (const interceptor of interceptors) {
+    const before = { ...seen }
+    const answer = await interceptor(seen)
+    if (typeof answer !== 'object' || answer === null || answer === seen) continue
+    const given = answer as Partial<InterceptedRequest>
+    for (const key of keys)
+      if (given[key] !== undefined && given[key] !== before[key])
+        Object.assign(seen, { [key]: given[key] })
+  }
   return {
     ...request,
     messages: masked(seen.messages, scope.mask),
@@ -1168,9 +1220,10 @@ async function inspected(
     if (part.type !== 'tool_call') return [part]
     const call = calls.get(part.id)
     calls.delete(part.id)
-    return call ? [{ ...part, name: call.name, input: call.input }] : []
+    const { name, input } = call ?? part
+    return call ? [renamed({ ...part, name, input }, part.id)] : []
   })
-  const added = [...calls.values()].map((call): Part => ({ type: 'tool_call', ...call }))
+  const added = [...calls.values()].map((call) => renamed({ type: 'tool_call', ...call }))
   return {
     ...reply,
     parts: [...texts.filter(() => text !== ''), ...rest, ...added].filter(
@@ -1195,20 +1248,15 @@ async function fail(self: Run, error: unknown): Promise<void> {
 
 async function conclude(self: Run, agent: Agent): Promise<RunResult> {
   const { desk, state } = self
+  await sayLines(self).catch((error) => fail(self, error))
   const calls = [...waiting(self)].map(({ call }) => call)
   const pending = [...calls, ...self.loose].map((call) => shown(agent, call))
-  const { stop = 'end', error } = self
-  if (pending.length > 0 && stop === 'approval') {
-    if (!self.text) await utter(self, needApproval)
-    const commands = pending.filter((p) => p.type === 'command')
-    const toolCalls = pending.filter((p) => p.type !== 'command')
-    if (commands.length > 0) await self.emit({ type: 'commands', commands })
-    await self.emit({ type: 'approvals', approvals: pending })
-    if (toolCalls.length > 0) await self.emit({ type: 'tool_calls', toolCalls })
-    self.fact('ApprovalRequested', { calls: structuredClone(pending) })
+  if (pending.length > 0 && self.stop === 'approval') {
+    await ask(self, pending).catch((error) => fail(self, error))
+    self.fact('ApprovalRequested', { calls: pending })
   }
   const sealed = calls.length > 0 ? await sealRun(self, calls).catch(() => undefined) : undefined
-  const { text } = self
+  const { text, stop = 'end', error } = self
   return {
     text,
     stop,
@@ -1222,6 +1270,15 @@ async function conclude(self: Run, agent: Agent): Promise<RunResult> {
     ...(sealed && { paused: sealed }),
     ...(error && { error }),
   }
+}
+
+async function ask(self: Run, pending: PendingCall[]): Promise<void> {
+  if (!self.text) await utter(self, needApproval)
+  const commands = pending.filter((p) => p.type === 'command')
+  const toolCalls = pending.filter((p) => p.type !== 'command')
+  if (commands.length > 0) await self.emit({ type: 'commands', commands })
+  await self.emit({ type: 'approvals', approvals: pending })
+  if (toolCalls.length > 0) await self.emit({ type: 'tool_calls', toolCalls })
 }
 
 /** The agent that the names of agent tools lead to. */
@@ -1272,9 +1329,8 @@ function shown(agent: Agent, call: Call): PendingCall {
 async function sealRun(self: Run, calls: Call[]): Promise<string | undefined> {
   const { scope, state, limits } = self
   const { authority, who } = scope
-  const others = [...waiting(self)].some(
-    ({ at, call }) => at.tools.get(call.name)?.approver !== 'requester',
-  )
+  const approvers = [...waiting(self)].map(({ at, call }) => at.tools.get(call.name)?.approver)
+  const others = approvers.some((approver) => approver && approver !== 'requester')
   const approver = others ? 'anyone' : 'requester'
   const text = JSON.stringify(state)
   const sealed =
@@ -1327,21 +1383,21 @@ function textOf(parts: Part[]): string {
   return parts.map((part) => (part.type === 'text' ? part.text : '')).join('')
 }
 
-/** Ours from here on: a fresh id, and an input that survives JSON unchanged. */
-function renamed(part: Extract<Part, { type: 'tool_call' }>): Part {
+/** Ours from here on: an id of ours, and an input that survives JSON unchanged. */
+function renamed(part: Extract<Part, { type: 'tool_call' }>, id = nonce()): Part {
   const sound = (_: string, v: unknown) => (typeof v === 'string' ? v.toWellFormed() : v)
   try {
-    return { ...part, id: nonce(), input: JSON.parse(JSON.stringify(part.input ?? {}), sound) }
+    return { ...part, id, input: JSON.parse(JSON.stringify(part.input ?? {}), sound) }
   } catch {
-    return { ...part, id: nonce(), input: '' } // thousands of levels deep: as good as no JSON
+    return { ...part, id, input: '' } // thousands of levels deep: as good as no JSON
   }
 }
 
 function nonceOf(id: string): string {
   return id.split('.', 1)[0] ?? ''
 }
-function digest(call: { name: string; input: unknown }): string {
-  return sha256(canonical([call.name, call.input]))
+function digest(call: { name: string; input: unknown }, path: string[] = []): string {
+  return sha256(canonical([path, call.name, call.input]))
 }
 
 /** What the run says: streamed as it comes, the turns apart from each other. */
@@ -1360,7 +1416,7 @@ async function status(
   const { statusText } = self.agent
   if (statusText === false || !self.options.emit) return
   const usual = what.type === 'thinking' ? 'Thinking...' : `Calling tool: ${what.name}`
-  const text = statusText ? statusText(what) : usual
+  const text = statusText?.(what) ?? usual
   if (text) await self.emit({ type: 'intermittent_update', text, content: {} })
 }
 
@@ -1400,6 +1456,29 @@ function quietly(act: () => unknown): void {
   } catch {}
 }
 
+/** A copy that nobody can change; what cannot be copied is taken as it is. */
+function frozenCopy<T>(value: T): T {
+  if (typeof value !== 'object') return value
+  try {
+    return frozen(structuredClone(value))
+  } catch {
+    return value
+  }
+}
+function frozen<T>(value: T): T {
+  if (typeof value !== 'object' || value === null || Object.isFrozen(value)) return value
+  Object.values(Object.freeze(value)).forEach(frozen)
+  return value
+}
+
+function copied(context: PlatformContext): PlatformContext {
+  try {
+    return platformContext(structuredClone({ ...context }))
+  } catch {
+    return platformContext({ ...context })
+  }
+}
+
 function masked<T>(value: T, mask: (text: string) => string): T {
   return maskJson(value, mask) as T
 }
@@ -1407,16 +1486,24 @@ function asText(value: unknown): string {
   return typeof value === 'string' ? value : JSON.stringify(value)
 }
 
+/** `width` at once. After a failure none is begun, and it returns when those under way have ended. */
 async function pooled<T>(
   items: T[],
   width: number,
   act: (item: T) => Promise<void>,
-): Promise<void> {
+): Promise<{ error: unknown } | undefined> {
   const queue = items.values()
+  let failure: { error: unknown } | undefined
   const worker = async () => {
-    for (const item of queue) await act(item)
+    for (const item of queue) {
+      if (failure) return
+      await act(item).catch((error) => {
+        failure ??= { error }
+      })
+    }
   }
-  await Promise.all(Array.from({ length: Math.min(width, items.length) }, worker))
+  await Promise.all(Array.from({ length: Math.min(Math.max(width, 1), items.length) }, worker))
+  return failure
 }
 
 /** Facts for the model that are data and not words of the person: fenced JSON which nothing in it can end. */
@@ -1433,12 +1520,12 @@ export function dataBlock(
 /** Our words for what the caller wrote. Throws for a system message: instructions belong to the agent's `system`. */
 function normalized(messages: RunInput['messages']): Message[] {
   if (typeof messages === 'string')
-    return [{ role: 'user', parts: [{ type: 'text', text: messages }] }]
+    return [{ role: 'user', parts: messages ? [{ type: 'text', text: messages }] : [] }]
   if (!Array.isArray(messages))
     throw new DcafError('invalid_argument', 'messages must be a text or an array of messages')
   const reports: string[] = []
   return messages.map((message, index): Message => {
-    const { role } = message as { role: string }
+    const { role } = (message ?? {}) as { role?: string }
     if (role !== 'user' && role !== 'assistant')
       throw new DcafError(
         'invalid_argument',
@@ -1461,11 +1548,7 @@ function alternating(messages: Message[]): Message[] {
   for (const [index, message] of messages.entries()) {
     const last = list.at(-1)
     if (message.parts.length === 0 || (!last && message.role === 'assistant')) continue
-    if (
-      message.role === 'assistant' &&
-      index < messages.length - 1 &&
-      callsOf(message).length > message.results.length
-    )
+    if (message.role === 'assistant' && index < messages.length - 1 && unanswered(message)[0])
       throw new DcafError(
         'invalid_argument',
         `messages[${index}] has a tool call without a result; only the last message may`,
@@ -1481,6 +1564,33 @@ function alternating(messages: Message[]): Message[] {
     else list.push(message)
   }
   return list
+}
+
+function unanswered(message: Extract<Message, { role: 'assistant' }>) {
+  return callsOf(message).filter(({ id }) => !message.results.some((r) => r.callId === id))
+}
+
+/** Calls that a caller's history leaves open get ids of ours: what a provider numbers is not unique. */
+function ours(messages: Message[]): Message[] {
+  const last = messages.at(-1)
+  if (last?.role !== 'assistant') return messages
+  const open = new Set<Part>(unanswered(last))
+  const parts = last.parts.map((p) => (p.type === 'tool_call' && open.has(p) ? renamed(p) : p))
+  return messages.with(-1, { ...last, parts })
+}
+
+/** By id. Throws where two contradict each other. */
+function decisionsOf(list: Decision[]): Map<string, Decision> {
+  const decisions = new Map<string, Decision>()
+  for (const [i, { ...decision }] of list.entries()) {
+    if (typeof decision.id !== 'string') decision.id = ''
+    const { id, lists: _, ...said } = decision
+    const { id: __, lists: ___, ...known } = decisions.get(id) ?? decision
+    if (canonical(said) !== canonical(known))
+      throw new DcafError('invalid_argument', `decisions[${i}] contradicts another one of its id`)
+    decisions.set(id || `${i}`, decision)
+  }
+  return decisions
 }
 
 /** The words of the last message, when they are the person's. */
