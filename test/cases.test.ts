@@ -245,8 +245,8 @@ test('a proposal streams text, approvals, tool_calls, done', async (t) => {
   const { lines } = await stream({ messages: [u('delete x')] })
   assert.deepEqual(types(lines), ['text_delta', 'approvals', 'tool_calls', 'done'])
   assert.deepEqual(ran, [])
-  const [approval] = lines[1]?.approvals
-  const [pending] = lines[2]?.tool_calls
+  const [approval] = lines[1]?.approvals ?? []
+  const [pending] = lines[2]?.tool_calls ?? []
   assert.deepEqual(
     [approval.type, approval.name, approval.input, approval.execute],
     ['tool_call', 'delete_pod', { name: 'x' }, false],
