@@ -2,7 +2,7 @@
 // every place.
 
 import assert from 'node:assert/strict'
-import { after, before, describe, test } from 'node:test'
+import { after, before, describe, type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import {
   type PostgresQuery,
@@ -66,6 +66,13 @@ describe('postgresStore', { skip }, () => {
     return rows[0].n
   }
 
+  /** A connection of the test's own, given up at its end with whatever it has begun. */
+  const borrow = async (t: TestContext) => {
+    const client = await service.pool.connect()
+    t.after(() => client.release(true))
+    return client
+  }
+
   test('two pools on one table see each other at once', async () => {
     const second = await postgresPool()
     const other = postgresStore(second.query, { table: service.table })
@@ -77,33 +84,31 @@ describe('postgresStore', { skip }, () => {
     await second.close()
   })
 
-  test('a claim that waits for another one loses once that one commits, and wins if it is rolled back', async () => {
+  test('a claim that waits for another one loses once that one commits, and wins if it is rolled back', async (t) => {
     for (const [end, wins] of [
       ['COMMIT', false],
       ['ROLLBACK', true],
     ] as const) {
-      const client = await service.pool.connect()
+      const client = await borrow(t)
       const first = postgresStore((text, values) => client.query(text, values), service)
       await client.query('BEGIN')
       assert.equal(await first.swap(`w ${end}`, undefined, 'first'), true)
       const waiting = store.swap(`w ${end}`, undefined, 'second')
       await blocked(service)
       await client.query(end)
-      client.release()
       assert.equal(await waiting, wins)
     }
   })
 
-  test('a key that expires while a claim waits for its row is absent', async () => {
+  test('a key that expires while a claim waits for its row is absent', async (t) => {
     await store.set('w', 'old', 400)
-    const client = await service.pool.connect()
+    const client = await borrow(t)
     await client.query('BEGIN')
     await client.query(`SELECT 1 FROM ${service.table} WHERE key = 'w' FOR UPDATE`)
     const claiming = store.swap('w', undefined, 'new')
     await blocked(service)
     await sleep(500)
     await client.query('COMMIT')
-    client.release()
     assert.equal(await claiming, true)
   })
 
@@ -128,27 +133,38 @@ describe('postgresStore', { skip }, () => {
     assert.equal(await count(), 2)
   })
 
-  test('prune leaves a key alone that is taken anew while it waits', async () => {
-    // The server evaluates a pruning CTE, then waits here for the row that a claim is writing: SKIP LOCKED is taken
-    // out to make it wait, so what is tested is the condition that is asked again.
-    await store.set('again', 'old', 1)
-    await sleep(20)
+  test('prune leaves a key alone that is taken anew while it waits', async (t) => {
+    // SKIP LOCKED is taken out, to make it wait: what is tested is the condition that the server asks again then
     let text = ''
     const spy = postgresStore(async (sent) => {
       text = sent
       return { rows: [] }
     }, service)
     await spy.prune()
-    const client = await service.pool.connect()
+    const client = await borrow(t)
     const claiming = postgresStore((sent, values) => client.query(sent, values), service)
+    await claiming.set('first', 'x') // the write that prunes
+    await store.set('again', 'old', 1)
+    await sleep(20)
     await client.query('BEGIN')
     assert.equal(await claiming.swap('again', undefined, 'new', 600_000), true)
     const pruning = service.pool.query(text.replace('FOR UPDATE SKIP LOCKED', ''))
     await blocked(service)
     await client.query('COMMIT')
-    client.release()
     assert.equal((await pruning).rows.length, 0)
     assert.equal(await store.get('again'), 'new')
+  })
+
+  test('prune does not wait for a row that another one holds', async (t) => {
+    await store.set('held', 'x', 1)
+    await store.set('free', 'x', 1)
+    await sleep(20)
+    const client = await borrow(t)
+    await client.query('BEGIN')
+    await client.query(`SELECT 1 FROM ${service.table} WHERE key = 'held' FOR UPDATE`)
+    assert.equal(await store.prune(), 1)
+    await client.query('COMMIT')
+    assert.equal(await store.prune(), 1)
   })
 
   test('a write prunes a batch first, once a minute, and goes on with the next while there is more', async (t) => {
