@@ -1,4 +1,4 @@
-// The agent of the fault tests: `restart NAME` makes its model propose the one call that needs approval, `look` one that
+// The agent of the fault tests: `restart NAME and NAME` makes its model propose calls that need approval, `look` one that
 // needs none; everything else is answered `ok`. What was done is told before anything else can happen.
 
 import { randomBytes } from 'node:crypto'
@@ -39,8 +39,9 @@ export function opsAgent(ops: Ops, more: Partial<Parameters<typeof tool>[0]> = {
   const provider = scripted(({ messages }) => {
     const last = messages.at(-1)
     const text = last?.parts.map((part) => (part.type === 'text' ? part.text : '')).join('') ?? ''
-    const service = last?.role === 'user' && /^restart (\S+)$/.exec(text)?.[1]
-    if (service) return { calls: [{ name: 'restart', input: { service } }] }
+    const services = last?.role === 'user' && /^restart (.+)$/.exec(text)?.[1]?.split(' and ')
+    if (services)
+      return { calls: services.map((service) => ({ name: 'restart', input: { service } })) }
     if (text === 'look' && last?.role === 'user') return { calls: [{ name: 'look' }] }
     return text === 'look' || text === 'hello' ? 'ok' : (ops.onAnswer?.() ?? 'ok')
   })
