@@ -38,7 +38,7 @@ export function desk(agent: Partial<Agent> = {}, toolMs = 0) {
     execute: (_, ctx) => {
       counts.looked++
       ctx.update(`looking for ${ctx.platform.duplo_token}`)
-      return `seen with ${JSON.stringify(ctx.platform)} ${Object.values(ctx.platform).join(' ')}`
+      return `seen ${JSON.stringify(ctx.platform)} ${JSON.stringify({ ...ctx.platform })}`
     },
   })
   const drop = tool({

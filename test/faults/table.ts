@@ -58,7 +58,8 @@ export async function holds<T>(
     ...(process.env.DCAF_SEED && { seed: Number(process.env.DCAF_SEED) }),
   })
   row(t, name, result.numRuns, result.failed ? 1 : 0, more())
-  if (result.failed) throw new Error(fc.defaultReportMessage(result))
+  if (result.failed)
+    throw new Error(fc.defaultReportMessage(result), { cause: result.errorInstance })
 }
 
 /** The value below which `share` of them are. */
