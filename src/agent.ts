@@ -929,9 +929,8 @@ async function settle(self: Run): Promise<void> {
   for (const part of callsOf(last)) {
     if (answered.has(part.id)) continue
     const known = state.calls.find((c) => !c.outcome && (c.part ?? c.id) === part.id)
-    const waits = known?.child
-      ? open((desk.children.get(known.id)?.state ?? known.child) as RunState).length > 0
-      : known?.proof
+    const child = known && desk.children.get(known.id)
+    const waits = child ? waiting(child).next().value : known?.proof
     if (waits) continue
     const { id, name, input } = part
     const call: Call = known ?? { id, name, input, status: 'executing', requiresApproval: false }

@@ -90,7 +90,14 @@ export interface Decision {
 export type List = 'tool_calls' | 'approvals' | 'cmds'
 /** `until` is RFC 3339; `where` must deep-equal these keys of an input. */
 export type GrantRequest = { where?: Record<string, unknown>; until?: string; max_uses?: number }
-export type GrantCall = { agent: string; name: string; input: unknown; audience: unknown[] }
+/** `agent`: the served one; `path`: the agent tools from there to whose call it is. */
+export type GrantCall = {
+  agent: string
+  path?: string[]
+  name: string
+  input: unknown
+  audience: unknown[]
+}
 /** What grants.ts makes over a store. Both reject when the store is down. */
 export interface Grants {
   /** The id of a grant that covers the call, its use counted; `undefined` where none does. */
@@ -702,7 +709,8 @@ export class Gate {
 
   #grantCall(tool: Tool, input: unknown): GrantCall {
     const { agent, who } = this.#scope
-    return { agent, name: tool.name, input, audience: audience(who, tool.approver) }
+    const path = this.#path
+    return { agent, path, name: tool.name, input, audience: audience(who, tool.approver) }
   }
   // ------------------------------------------------------------ the one caller of execute
 

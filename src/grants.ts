@@ -26,7 +26,7 @@ export interface GrantBook extends Grants {
   revoke(scope: GrantScope, id: string): Promise<boolean>
 }
 /** The tool of an agent, for an audience: a grant holds for exactly those it was given among. */
-export type GrantScope = { agent: string; name: string; audience: unknown[] }
+export type GrantScope = Omit<GrantCall, 'input'>
 
 export interface GrantOptions {
   /** The longest a grant may last, in milliseconds, and what it lasts where it does not say. Default one hour. */
@@ -38,8 +38,8 @@ export interface GrantOptions {
 /** Grants over `store`. A wider request than the limits is cut to them; one without `where` covers only the same input. */
 export function grantBook(store: Store, options: GrantOptions = {}): GrantBook {
   const { maxMs = 3_600_000, maxUses = 10 } = options
-  const keyOf = ({ agent, name, audience }: GrantScope) =>
-    `grants:${sha256(canonical([agent, name, audience]))}`
+  const keyOf = ({ agent, path = [], name, audience }: GrantScope) =>
+    `grants:${sha256(canonical([agent, path, name, audience]))}`
 
   /** Writes what `change` makes of the live grants; `undefined` writes nothing. */
   async function change<T>(

@@ -12,8 +12,10 @@ import type { Decision } from '../src/approval.ts'
 import { type ScriptFunction, scripted } from '../src/providers/scripted.ts'
 import { memoryStore } from '../src/store.ts'
 import { type Tool, type ToolContext, tool } from '../src/tool.ts'
+import type { Json } from './harness.ts'
 
-export type Json = Record<string, any>
+export type { Json } from './harness.ts'
+
 export type Drop = { table: string; cascade?: boolean; [key: string]: unknown }
 
 export const testKey = Buffer.alloc(32, 7).toString('base64')
