@@ -302,8 +302,8 @@ export class Gate {
   async #grant(tool: Tool, input: unknown, callId: string, asked: GrantRequest): Promise<void> {
     const { grants, who, fact } = this.#scope
     const call = { callId, name: tool.name, grantedBy: who.principal }
-    if (!grants || !takesGrants(tool))
-      return fact('GrantRefused', { ...call, reason: `${tool.name} takes no grants` })
+    const none = grants ? `${tool.name} takes no grants` : 'no grants were handed over to this run'
+    if (!grants || !takesGrants(tool)) return fact('GrantRefused', { ...call, reason: none })
     try {
       const grant = await grants.add(this.#grantCall(tool, input), asked, who.principal)
       fact('GrantAdded', { ...call, grant })

@@ -3,9 +3,10 @@
 // drift or a quorum, which the gate has judged before it looks here. Hand it over as `grants`.
 
 import type { GrantCall, GrantRequest, Grants } from './approval.ts'
-import { canonical, sha256 } from './proof.ts'
+import { audience, canonical, sha256, type Who } from './proof.ts'
 import { DcafError } from './providers/provider.ts'
-import type { Store } from './store.ts'
+import { available, type Store } from './store.ts'
+import type { Tool } from './tool.ts'
 
 /** `where` deep-equals these keys of an input, `until` is RFC 3339, `uses` counts what `maxUses` limits. */
 export interface Grant {
@@ -28,6 +29,18 @@ export interface GrantBook extends Grants {
 /** The tool of an agent, for an audience: a grant holds for exactly those it was given among. */
 export type GrantScope = Omit<GrantCall, 'input'>
 
+/** The scope in which a request of `who` uses and gives grants for `tool`; `path` leads to a child agent's. */
+export function grantScope(
+  agent: string,
+  tool: Tool,
+  who: Partial<Who>,
+  path: string[] = [],
+): GrantScope {
+  const { principal, context = {}, threadId = context.thread_id, bound = null } = who
+  const among = audience({ principal, threadId, context, bound }, tool.approver)
+  return { agent, path, name: tool.name, audience: among }
+}
+
 export interface GrantOptions {
   /** The longest a grant may last, in milliseconds, and what it lasts where it does not say. Default one hour. */
   maxMs?: number
@@ -36,7 +49,8 @@ export interface GrantOptions {
 }
 
 /** Grants over `store`. A wider request than the limits is cut to them; one without `where` covers only the same input. */
-export function grantBook(store: Store, options: GrantOptions = {}): GrantBook {
+export function grantBook(given: Store, options: GrantOptions = {}): GrantBook {
+  const store = available(given)
   const { maxMs = 3_600_000, maxUses = 10 } = options
   const keyOf = ({ agent, path = [], name, audience }: GrantScope) =>
     `grants:${sha256(canonical([agent, path, name, audience]))}`
@@ -61,13 +75,17 @@ export function grantBook(store: Store, options: GrantOptions = {}): GrantBook {
         request.until === undefined ? Number.POSITIVE_INFINITY : Date.parse(request.until)
       if (Number.isNaN(asked))
         throw new DcafError('invalid_request', 'grant.until must be a time as in RFC 3339')
+      if (asked <= Date.now()) throw new DcafError('invalid_request', 'grant.until is over')
+      const uses = request.max_uses ?? maxUses
+      if (!Number.isSafeInteger(uses) || uses < 1)
+        throw new DcafError('invalid_request', 'grant.max_uses must be a whole number above 0')
       const grant: Grant = {
         id: `gr_${crypto.randomUUID()}`,
         agent: call.agent,
         tool: call.name,
         where: request.where ?? (call.input as Record<string, unknown>),
         until: new Date(Math.min(asked, Date.now() + maxMs)).toISOString(),
-        maxUses: Math.min(request.max_uses ?? maxUses, maxUses),
+        maxUses: Math.min(uses, maxUses),
         uses: 0,
         ...(by !== undefined && { by }),
       }
