@@ -214,6 +214,26 @@ test('a replica that made the epoch anew is followed without a restart', async (
   assert.equal(await authority.verify(parsed, bound()), await store.get('epoch'))
 })
 
+test('a forged id does not hold while the epoch changes either', async () => {
+  const { store, authority, parsed } = await signed()
+  await store.delete('epoch')
+  const forged = { ...parsed, mac: 'A'.repeat(22) }
+  assert.equal(await authority.verify(forged, bound()), undefined)
+})
+
+test('the epoch is read once to sign, and once to refuse', async () => {
+  const store = faultyStore()
+  const reads = () => store.calls.filter(({ method }) => method === 'get').length
+  const id = { nonce: nonce(), expires: 1_800_000_000_000, shown: 's'.repeat(16) }
+  const authority = new Authority(store, [key(1)])
+  const signedId = parseId(await authority.sign(id, bound())) as Id
+  for (let n = 0; n < 3; n++) await authority.sign(id, bound())
+  assert.equal(reads(), 1)
+  const other = new Authority(store, [key(1)])
+  assert.equal(await other.verify({ ...signedId, mac: 'A'.repeat(22) }, bound()), undefined)
+  assert.equal(reads(), 2)
+})
+
 test('a store that failed once is asked again', async () => {
   const store = faultyStore()
   store.fault = { kind: 'down', times: 1 }
@@ -287,6 +307,12 @@ test('scopes are told apart, whether they are objects or names, in any order', (
   assert.equal(of(['a', 'b']), of(['b', 'a']))
   const lists = [undefined, [], ['a'], ['b'], ['a', 'b'], [{ name: 'c' }], [{}]]
   assert.equal(new Set(lists.map(of)).size, lists.length)
+  assert.equal(of([null]), of([{}]))
+})
+
+test('an audience is made once a request', () => {
+  const one = who({ context: all })
+  assert.equal(audience(one, 'requester'), audience(one, 'requester'))
 })
 
 const config = (text: string) => Buffer.from(text).toString('base64')

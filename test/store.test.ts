@@ -2,7 +2,8 @@
 
 import assert from 'node:assert/strict'
 import { describe, type TestContext, test } from 'node:test'
-import { lifetime, MemoryStore, memoryStore } from '../src/store.ts'
+import { DcafError } from '../src/providers/provider.ts'
+import { available, lifetime, MemoryStore, memoryStore } from '../src/store.ts'
 import { faultyStore } from './faulty-store.ts'
 import { testStore } from './stores/table.ts'
 
@@ -57,7 +58,8 @@ describe('memoryStore', () => {
       if (entry[0] === 'last') sizes.push(this.size)
       return this
     })
-    for (let n = 0; n < 100; n++) await kept.set(`k${n}`, 'x', 10)
+    for (let n = 0; n < 99; n++) await kept.set(`k${n}`, 'x', 10)
+    await kept.set('at its very end', 'x', 60_000)
     tick(59_999)
     await kept.set('last', 'x', 10)
     tick(1)
@@ -82,6 +84,55 @@ describe('lifetime', () => {
       code: 'invalid_argument',
       message: 'ttlMs must be more than 0 milliseconds, got -5',
     })
+  })
+})
+
+describe('available', () => {
+  const throwing = (thrown: unknown) => {
+    const fail = () => Promise.reject(thrown)
+    return { get: fail, set: fail, swap: fail, delete: fail }
+  }
+
+  test('hands on what it is asked, and what comes back', async () => {
+    const inner = faultyStore()
+    const store = available(inner)
+    await store.set('k', 'x', 600_000)
+    assert.equal(await store.get('k'), 'x')
+    assert.equal(await store.swap('k', 'y', 'z', 600_000), false)
+    assert.equal(await store.swap('k', 'x', 'z', 600_000), true)
+    assert.equal(await inner.get('k'), 'z')
+    await store.delete('k')
+    assert.equal(await inner.get('k'), undefined)
+  })
+
+  test('calls whatever is thrown by any method a store that is not available, and keeps the cause', async () => {
+    const cause = new Error('ECONNREFUSED')
+    const store = available(throwing(cause))
+    const expected = {
+      name: 'DcafError',
+      code: 'store_unavailable',
+      retryable: true,
+      message: 'the store failed: Error: ECONNREFUSED',
+      cause,
+    }
+    await assert.rejects(store.get('k'), expected)
+    await assert.rejects(store.set('k', 'x'), expected)
+    await assert.rejects(store.swap('k', undefined, 'x'), expected)
+    await assert.rejects(store.delete('k'), expected)
+  })
+
+  test('leaves an error that says what it is, and a store in memory, as they are', async () => {
+    const ours = new DcafError('invalid_argument', 'ttlMs')
+    await assert.rejects(available(throwing(ours)).get('k'), (error) => error === ours)
+    const memory = memoryStore()
+    assert.equal(available(memory), memory)
+  })
+
+  test('is one for each store, however often it is asked for', () => {
+    const inner = faultyStore()
+    const store = available(inner)
+    assert.equal(available(inner), store)
+    assert.equal(available(store), store)
   })
 })
 
