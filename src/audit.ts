@@ -37,6 +37,7 @@ const kept = [
   'approvedBy',
   'rejectedBy',
   'grant',
+  'grantedBy',
   'votes',
   'reason',
   'outcome',
@@ -49,7 +50,9 @@ const kept = [
 
 /** Appends to `file`, going on from its last line. One process a file: two writers would break the chain. */
 export async function audit(file: string): Promise<Audit> {
-  const last = (await linesOf(file)).at(-1)
+  const before = await textOf(file)
+  const last = lines(before).at(-1)
+  let gap = before && !before.endsWith('\n') ? '\n' : '' // a crash cut the last line: it stays, by itself
   let prev = last?.hash ?? first
   let seq = last?.seq ?? 0
   let writing = Promise.resolve()
@@ -59,7 +62,10 @@ export async function audit(file: string): Promise<Audit> {
       const facts = line(event, ++seq, prev)
       prev = facts.hash
       writing = writing
-        .then(() => appendFile()(file, `${JSON.stringify(facts)}\n`))
+        .then(() => appendFile()(file, `${gap}${JSON.stringify(facts)}\n`))
+        .then(() => {
+          gap = ''
+        })
         .catch((error) => {
           failure ??= error
         })
@@ -124,11 +130,17 @@ export async function verifyAudit(file: string): Promise<AuditProblem[]> {
 
 /** The trail as it stands, without judging it. A file that is not there is an empty trail. */
 export async function linesOf(file: string): Promise<AuditLine[]> {
-  const whole = await readFile()(file, 'utf8').catch((error: NodeJS.ErrnoException) => {
+  return lines(await textOf(file))
+}
+
+function lines(text: string): AuditLine[] {
+  return text.split('\n').flatMap((raw) => parse(raw) ?? [])
+}
+function textOf(file: string): Promise<string> {
+  return readFile()(file, 'utf8').catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return ''
     throw error
   })
-  return whole.split('\n').flatMap((raw) => parse(raw) ?? [])
 }
 
 function parse(raw: string): AuditLine | undefined {
