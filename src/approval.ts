@@ -436,8 +436,10 @@ export class Gate {
     const digest = (key: string | null) => sha256(canonical([definition, input, key])).slice(0, 16)
     if (!tool.preview) return { digest: digest(null) }
     try {
-      const ctx = this.#scope.context({ id: '', name }, this.#scope.signal)
-      const made = await within(this.#timeout(tool), tool.preview(copy(input), ctx))
+      const ms = this.#timeout(tool)
+      const signal = AbortSignal.any([this.#scope.signal, AbortSignal.timeout(ms)])
+      const ctx = this.#scope.context({ id: '', name }, signal)
+      const made = await within(ms, tool.preview(copy(input), ctx))
       const { text, key = text } = typeof made === 'string' ? { text: made } : made
       return { preview: this.#clean(text), digest: digest(key) }
     } catch (error) {
