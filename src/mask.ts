@@ -77,12 +77,12 @@ const same: Mask = (text) => text
 export function masker(values: readonly string[]): Mask {
   const needles = new Set(values.flatMap(needlesOf).filter((n) => n.length >= minLength))
   if (needles.size === 0) return same
-  const maybe = new Uint8Array(65_536) // by hash of the first four characters: passes over nearly all of a text
+  const maybe = new Uint8Array(8_192) // a bit for each hash of first four characters: passes over nearly all of a text
   const lengths = new Map<number, number[]>()
   for (const needle of needles) {
     let hash = 0
     for (let i = 0; i < minLength; i++) hash = ((hash << 4) ^ needle.charCodeAt(i)) & 65_535
-    maybe[hash] = 1
+    maybe[hash >> 3] = (maybe[hash >> 3] ?? 0) | (1 << (hash & 7))
     const known = lengths.get(hash)
     if (!known) lengths.set(hash, [needle.length])
     else if (!known.includes(needle.length)) known.push(needle.length)
@@ -94,7 +94,7 @@ export function masker(values: readonly string[]): Mask {
     let reached = 0
     for (let i = 0; i < view.text.length; i++) {
       hash = ((hash << 4) ^ view.text.charCodeAt(i)) & 65_535
-      if (!maybe[hash]) continue
+      if (!((maybe[hash >> 3] ?? 0) & (1 << (hash & 7)))) continue
       const start = Math.max(0, i + 1 - minLength)
       for (const length of lengths.get(hash) ?? []) {
         if (start + length <= reached) break
