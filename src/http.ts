@@ -974,10 +974,13 @@ function toError(thrown: unknown): DcafError {
 
 // ---------------------------------------------------------------- the log
 
+/** Ends of a request that say nothing but their code, which its entry has: a crowd of them needs no crowd of stacks. */
+const ordinary = new Set<ErrorCode>(['aborted', 'busy', 'deadline', 'shutting_down'])
+
 /** The whole of an error, for the log alone. */
 function failure(door: Door, ask: Ask, error: DcafError): void {
   const { message, code, stack, cause } = error
-  if (code === 'aborted') return // the client's own wish
+  if (ordinary.has(code)) return
   const why = cause !== undefined && { cause: inspect(cause) }
   note(door, ask, 'error', 'failure', { message, code, stack, ...why })
 }
