@@ -153,6 +153,8 @@ type Done = { outcome: Outcome; output: string; by?: string | undefined; fresh?:
 type Entry = Partial<Done> & {
   state: 'running' | 'done'
   owner: string
+  /** Which of its owner's: no two begins write the same text. */
+  run: number
   since: number
   timeoutMs?: number
 }
@@ -521,9 +523,9 @@ export class Gate {
     if (fresh) return (await this.#recordOf(fresh)) ?? { open: output, fresh }
     if (entry.state === 'done')
       return { outcome, content: output, replayed: true, ...(by ? { by } : {}) }
-    if (one.tool?.idempotent && gone(entry, one.nonce)) return undefined
+    if (one.tool?.idempotent && gone(entry)) return undefined
     const since = time(entry.since)
-    const content = gone(entry, one.nonce)
+    const content = gone(entry)
       ? `Outcome unknown: the server stopped while this was running (${since}). It was NOT run again. Check the target before asking again.`
       : `Already running since ${since}. It was not started again.`
     return { outcome: 'unknown', content }
@@ -533,12 +535,9 @@ export class Gate {
   async #recordOf(fresh: Call): Promise<Answer | undefined> {
     const id = parseId(fresh.proof ?? '')
     if (!id) return undefined
-    const answer = await this.#past({
-      ...id,
-      epoch: '',
-      said: fresh,
-      tool: this.#tools.get(fresh.name),
-    })
+    const tool = this.#tools.get(fresh.name)
+    const past = await this.#past({ ...id, epoch: '', said: fresh, tool })
+    const answer = past ?? (Date.now() > id.expires + skewMs ? expired(id.expires) : undefined)
     if (!answer || !('outcome' in answer) || !fresh.changed || answer.changed) return answer
     return { ...answer, content: `${changedTo(fresh.input)}\n${answer.content}`, changed: true }
   }
@@ -633,6 +632,7 @@ export class Gate {
       const entry: Entry = {
         state: 'running',
         owner,
+        run: ++runs,
         since: Date.now(),
         timeoutMs: this.#timeout(one.tool),
       }
@@ -643,27 +643,27 @@ export class Gate {
       )
       const ttl = lives - entry.since + dayMs
       if (!(await authority.stillIn(one.epoch))) return refused(unverified)
-      if (!(await authority.store.swap(`call:${one.nonce}`, one.before, begun, ttl)))
-        return (
-          (await this.#record(one)) ?? {
-            open: 'Not executed: another request is deciding this call.',
-          }
-        )
-      if (!(await authority.stillIn(one.epoch))) return refused(unverified) // forgotten in between
+      underWay.add(entry.run) // before the store can show it to anyone
+      const key = `call:${one.nonce}`
+      let mine = false
+      try {
+        mine = await authority.store.swap(key, one.before, begun, ttl)
+        const decided = 'Not executed: another request is deciding this call.'
+        if (!mine) return (await this.#record(one)) ?? { open: decided }
+        mine = await authority.stillIn(one.epoch)
+        if (!mine) return refused(unverified) // forgotten in between
+      } finally {
+        if (!mine) underWay.delete(entry.run)
+      }
       const finish = async (record: Done) => {
         try {
-          await authority.store.swap(
-            `call:${one.nonce}`,
-            begun,
-            JSON.stringify({ ...entry, state: 'done', ...record }),
-            ttl,
-          )
+          const done = JSON.stringify({ ...entry, state: 'done', ...record })
+          await authority.store.swap(key, begun, done, ttl)
         } catch (error) {
           fact('LedgerFailed', { callId: one.nonce, name: one.said.name, error: words(error) })
         }
-        underWay.delete(one.nonce)
+        underWay.delete(entry.run)
       }
-      underWay.add(one.nonce)
       const { record, answer } = await work(finish)
       if (record) await finish(record)
       return answer
@@ -817,14 +817,15 @@ export function paused(state: unknown): Paused {
 }
 
 /** Begun by this process and not ended, the late ones included. */
-const underWay = new Set<string>()
+const underWay = new Set<number>()
+let runs = 0
 const owner = `${hostname()}:${process.pid}:${randomBytes(6).toString('hex')}`
 
 /** True when whoever began it cannot finish it any more: dead on this host, done with it here, or far past its clock. */
-function gone(entry: Entry, nonce: string): boolean {
+function gone(entry: Entry): boolean {
   if (Date.now() > entry.since + (entry.timeoutMs ?? 0) + skewMs) return true
   const [, host, pid] = /^(.*):(\d+):\w+$/.exec(entry.owner) ?? []
-  if (entry.owner === owner) return !underWay.has(nonce)
+  if (entry.owner === owner) return !underWay.has(entry.run)
   if (host !== hostname()) return false
   if (Number(pid) === process.pid) return true
   try {

@@ -667,8 +667,8 @@ test('a call has begun in the store before its tool runs, and ended after', asyn
   const [begun] = during as Json[]
   const owner = new RegExp(`^${hostname()}:${process.pid}:[0-9a-f]{12}$`)
   assert.match(begun?.owner, owner)
-  const { owner: me } = begun as Json
-  const entry = { state: 'running', owner: me, since: now, timeoutMs: 60_000 }
+  const { owner: me, run: which } = begun as Json
+  const entry = { state: 'running', owner: me, run: which, since: now, timeoutMs: 60_000 }
   assert.deepEqual(begun, entry)
   assert.deepEqual(await recordOf(it, idOf(first)), {
     ...entry,
