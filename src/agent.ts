@@ -321,11 +321,13 @@ async function converse(self: Run): Promise<void> {
     desk.signal.throwIfAborted()
     if (desk.modelCalls++ > 0) await status(self, { type: 'thinking' })
     const { reply, offered } = await inTime(think(self), desk.signal, 1_000)
-    state.messages.push({ role: 'assistant', parts: reply.parts, results: [] })
+    const { parts, finishReason } = reply
+    if (parts.length === 0) self.stop = 'end'
+    else state.messages.push({ role: 'assistant', parts, results: [] })
     if (offered) self.offered = offered
-    if (reply.finishReason === 'length' || reply.finishReason === 'content_filter') {
-      refuseAll(self, `Not run: the reply was cut off (${reply.finishReason}).`)
-      self.stop = reply.finishReason
+    if (finishReason === 'length' || finishReason === 'content_filter') {
+      if (!self.stop) refuseAll(self, `Not run: the reply was cut off (${finishReason}).`)
+      self.stop = finishReason
     }
   }
 }
@@ -1518,8 +1520,7 @@ export function dataBlock(
 
 /** Our words for what the caller wrote. Throws for a system message: instructions belong to the agent's `system`. */
 function normalized(messages: RunInput['messages']): Message[] {
-  if (typeof messages === 'string')
-    return [{ role: 'user', parts: messages ? [{ type: 'text', text: messages }] : [] }]
+  if (typeof messages === 'string') return normalized([{ role: 'user', content: messages }])
   if (!Array.isArray(messages))
     throw new DcafError('invalid_argument', 'messages must be a text or an array of messages')
   const reports: string[] = []
@@ -1535,8 +1536,9 @@ function normalized(messages: RunInput['messages']): Message[] {
         ? message
         : { ...message, results: [...(message.results ?? [])] }
     if (message.data) reports.push(message.data)
-    const texts = [message.content, ...(role === 'user' ? reports.splice(0) : [])].filter(Boolean)
-    const parts = texts.map((text): Part => ({ type: 'text', text }))
+    const texts = [message.content, ...(role === 'user' ? reports.splice(0) : [])]
+    const said = texts.filter((text) => text?.trim())
+    const parts = said.map((text): Part => ({ type: 'text', text }))
     return role === 'user' ? { role, parts } : { role, parts, results: [] }
   })
 }
@@ -1546,7 +1548,8 @@ function alternating(messages: Message[]): Message[] {
   const list: Message[] = []
   for (const [index, message] of messages.entries()) {
     const last = list.at(-1)
-    if (message.parts.length === 0 || (!last && message.role === 'assistant')) continue
+    const blank = message.parts.every((p) => p.type === 'text' && !p.text.trim())
+    if (blank || (!last && message.role === 'assistant')) continue
     if (message.role === 'assistant' && index < messages.length - 1 && unanswered(message)[0])
       throw new DcafError(
         'invalid_argument',

@@ -366,6 +366,39 @@ test('data of a chat message follows its words', async () => {
   assert.deepEqual(asked(provider.requests[0]), ['user: a|reported'])
 })
 
+test('blank text is no text, in a thread and in a run that goes on', async () => {
+  for (const blank of [' ', '\n\t', '\u00a0']) {
+    const { agent, provider } = agentOf(() => 'ok')
+    await run(agent, {
+      messages: [user('a'), assistant(blank), say(blank), user('b'), user(blank)],
+    })
+    assert.deepEqual(asked(provider.requests[0]), ['user: a|b'])
+    const { state, text } = await run(agent, { messages: blank })
+    assert.deepEqual([text, state.messages, provider.requests.length], ['', [], 1])
+  }
+})
+
+test('a reply without anything ends the run and leaves no empty turn behind', async () => {
+  for (const [reply, stop] of [
+    [{ text: '' }, 'end'],
+    [{ text: '', finishReason: 'length' }, 'length'],
+    [{ text: '', finishReason: 'content_filter' }, 'content_filter'],
+  ] as const) {
+    const { agent, provider } = agentOf([calls('look'), reply, 'ok'], [free('look')])
+    const first = await run(agent, { messages: 'x' })
+    assert.deepEqual(
+      [first.stop, told(first), first.state.messages.length],
+      [stop, ['look done'], 2],
+    )
+    await run(agent, { messages: 'and?', paused: first.state })
+    assert.deepEqual(asked(provider.requests[2]), [
+      'user: x',
+      'assistant: <tool_call>',
+      'user: and?',
+    ])
+  }
+})
+
 // ------------------------------------------------------------ stops
 
 const finish = (finishReason: 'length' | 'content_filter') => ({ text: 'cut', finishReason })
@@ -1647,7 +1680,7 @@ test('calls that a response interceptor changes, takes away or adds are judged a
   assert.deepEqual(ran, [{ n: 1 }])
   const gone = agentOf([calls('drop')], tools, change([]))
   const result = await run(gone.agent, { messages: 'x' })
-  assert.deepEqual([result.stop, result.pending, result.state.messages.length], ['end', [], 2])
+  assert.deepEqual([result.stop, result.pending, result.state.messages.length], ['end', [], 1])
   const added = agentOf(
     [calls('look'), 'ok'],
     tools,
