@@ -110,7 +110,6 @@ export type Answer =
   | {
       outcome: Outcome
       content: string
-      by?: string
       replayed?: boolean
       reason?: string
       /** The content says already that a person changed the input. */
@@ -519,10 +518,9 @@ export class Gate {
     if (text === undefined) return undefined
     one.before = text
     const entry = JSON.parse(text) as Entry
-    const { outcome = 'unknown', output = '', by, fresh } = entry
+    const { outcome = 'unknown', output = '', fresh } = entry
     if (fresh) return (await this.#recordOf(fresh)) ?? { open: output, fresh }
-    if (entry.state === 'done')
-      return { outcome, content: output, replayed: true, ...(by ? { by } : {}) }
+    if (entry.state === 'done') return { outcome, content: output, replayed: true }
     if (one.tool?.idempotent && gone(entry)) return undefined
     const since = time(entry.since)
     const content = gone(entry)
@@ -581,7 +579,7 @@ export class Gate {
     reason?: string,
     by = this.#scope.who.principal,
   ): Promise<Answer> {
-    const answer = { outcome, content, ...(by ? { by } : {}), ...(reason ? { reason } : {}) }
+    const answer = { outcome, content, ...(reason ? { reason } : {}) }
     return this.#alone(one, async () => {
       const call = { callId: one.nonce, name: one.said.name, reason: reason ?? content }
       const [type, who] =
@@ -615,7 +613,7 @@ export class Gate {
       if (!('outcome' in answer)) return { record: undefined, answer }
       return {
         record: late ? undefined : record(answer),
-        answer: { ...answer, content: prefix + answer.content, ...(by ? { by } : {}) },
+        answer: { ...answer, content: prefix + answer.content },
       }
     })
   }
@@ -878,9 +876,9 @@ function failed(content: string): Answer {
 function refused(open: string): Answer {
   return { open, refused: true }
 }
-function denied({ reasons }: Checked): { outcome: 'rejected'; content: string; reason: string } {
+function denied({ reasons }: Checked): { content: string; reason: string } {
   const reason = reasons.join('; ') || 'no reason given'
-  return { outcome: 'rejected', content: `Denied by policy: ${reason}`, reason }
+  return { content: `Denied by policy: ${reason}`, reason }
 }
 function expired(at: number): Answer {
   return { outcome: 'expired', content: `Not executed: this approval expired at ${time(at)}.` }
@@ -933,10 +931,10 @@ export function cap(text: string, limit: number): string {
   const marker = `\n[... ${bytes} bytes, cut to ${limit} ...]\n`
   const room = Math.max(0, limit - marker.length)
   const tail = Math.floor(room / 4)
-  const clean = (part: Buffer) => part.toString('utf8').replace(/^\uFFFD+|\uFFFD+$/g, '')
   const head = Buffer.from(text.slice(0, room)).subarray(0, room - tail)
   const end = Buffer.from(text.slice(text.length - tail))
-  return clean(head) + marker + clean(end.subarray(end.length - tail))
+  const last = end.subarray(end.length - tail)
+  return `${head}`.replace(/\uFFFD$/, '') + marker + `${last}`.replace(/^\uFFFD+/, '') // what the cut tore
 }
 
 async function within<T>(ms: number, work: T | Promise<T>): Promise<T> {
