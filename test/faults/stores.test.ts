@@ -336,6 +336,7 @@ for (const [name, open] of [
 ] as const)
   test(`${name} crashes and is started again under load: nothing runs twice, chat never fails`, {
     skip: !isFull && 'in npm run test:faults',
+    timeout: 1_200_000,
   }, async (t) => {
     const server = await open()
     if (!server) return t.skip(`no program to start a ${name} with`)
@@ -352,7 +353,7 @@ async function storm(t: TestContext, server: OwnServer) {
   const { store, close } = await openStore({ ...server.where, timeoutMs: 1_000 })
   const it = await desk(t, store)
   const isNightly = Boolean(process.env.DCAF_NIGHTLY)
-  const [most, ms] = isNightly ? [5_000, 200_000] : [500, 30_000]
+  const [most, ms] = isNightly ? [5_000, 600_000] : [500, 30_000]
   const endsAt = Date.now() + ms
   const calls: Call[] = []
   let working = 4
