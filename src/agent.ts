@@ -53,8 +53,8 @@ export interface Agent {
   visibleContext?: string[]
   /** More values to mask wherever text leaves a tool or an interceptor. */
   secrets?: (ctx: RunContext) => string[] | Promise<string[]>
-  requestInterceptors?: RequestInterceptor[]
-  responseInterceptors?: ResponseInterceptor[]
+  requestInterceptors?: OneOrMany<RequestInterceptor>
+  responseInterceptors?: OneOrMany<ResponseInterceptor>
   /** May replace what model, client and ledger see of a result. */
   afterTool?: (
     call: { id: string; name: string; input: unknown },
@@ -721,16 +721,19 @@ async function delegate(
     throw new DcafError('invalid_argument', 'agents call each other more than 8 deep')
   const { runId, rejected } = parent.state // what a person rejected is not asked again on another way
   const state = { ...newState(normalized(text), runId), rejected }
-  const child =
-    parent.desk.children.get(call.id) ?? (await runOf(agent, state, path, parent.shared))
-  parent.desk.children.set(call.id, child)
+  const { children } = parent.desk
+  const child = children.get(call.id) ?? (await runOf(agent, state, path, parent.shared))
+  children.delete(call.id) // from here on it is this call's alone
   try {
     await converse(child)
   } catch (error) {
     if (error instanceof InterceptorError) return error.userMessage
     throw error
   }
-  if (open(child.state).length > 0) return paused(child.state)
+  if (open(child.state).length > 0) {
+    children.set(call.id, child)
+    return paused(child.state)
+  }
   return child.stop === 'end'
     ? child.text
     : `${child.text}\n(${agent.name} stopped: ${child.stop})`.trim()
@@ -831,7 +834,8 @@ async function hearStray(self: Run, decision: Decision, known: Set<string>): Pro
   const no = decision.approve ? unverified : `Tool rejected: ${decision.reason ?? 'not approved'}`
   const answer: Answer = gate ? await gate.decide(held, decision) : { open: no, refused: true }
   report(self, decision, said, answer)
-  tell(self, said, answer, known)
+  // What the state holds as done the model knows already.
+  if (!held || 'open' in answer) tell(self, said, answer, known)
   if ('open' in answer && !answer.fresh && !answer.refused) {
     const call = await gate?.restore(said, decision.id)
     if (call && !known.has(call.id))
@@ -1590,7 +1594,7 @@ function decisionsOf(list: Decision[]): Map<string, Decision> {
     const { id: __, lists: ___, ...known } = decisions.get(id) ?? decision
     if (canonical(said) !== canonical(known))
       throw new DcafError('invalid_argument', `decisions[${i}] contradicts another one of its id`)
-    decisions.set(id || `${i}`, decision)
+    decisions.set(id || ` ${i}`, decision)
   }
   return decisions
 }

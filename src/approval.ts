@@ -369,7 +369,8 @@ export class Gate {
     const asked = [own, always, ...this.#policies].map(async (policy) => {
       try {
         const said = policy({ name: tool.name, input: copy(input), tool }, ctx)
-        return asVerdict(said instanceof Promise ? await within(this.#timeout(tool), said) : said)
+        const later = typeof said === 'object' && said !== null && 'then' in said
+        return asVerdict(later ? await within(this.#timeout(tool), said) : said)
       } catch (error) {
         return asVerdict({
           verdict: 'ask',
@@ -437,10 +438,10 @@ export class Gate {
     const digest = (key: string | null) => sha256(canonical([definition, input, key])).slice(0, 16)
     if (!tool.preview) return { digest: digest(null) }
     try {
-      const ms = this.#timeout(tool)
-      const signal = AbortSignal.any([this.#scope.signal, AbortSignal.timeout(ms)])
+      const clock = new AbortController() // not AbortSignal.timeout: it would live on for all of its time
+      const signal = AbortSignal.any([this.#scope.signal, clock.signal])
       const ctx = this.#scope.context({ id: '', name }, signal)
-      const made = await within(ms, tool.preview(copy(input), ctx))
+      const made = await within(this.#timeout(tool), tool.preview(copy(input), ctx), clock)
       const { text, key = text } = typeof made === 'string' ? { text: made } : made
       return { preview: this.#clean(text), digest: digest(key) }
     } catch (error) {
@@ -937,8 +938,13 @@ export function cap(text: string, limit: number): string {
   return `${head}`.replace(/\uFFFD$/, '') + marker + `${last}`.replace(/^\uFFFD+/, '') // what the cut tore
 }
 
-async function within<T>(ms: number, work: T | Promise<T>): Promise<T> {
+async function within<T>(ms: number, work: T | Promise<T>, clock?: AbortController): Promise<T> {
   const late = Promise.withResolvers<never>()
-  const timer = setTimeout(() => late.reject(new Error(`no answer within ${ms} ms`)), ms)
+  const end = () => {
+    const error = new Error(`no answer within ${ms} ms`)
+    clock?.abort(error)
+    late.reject(error)
+  }
+  const timer = setTimeout(end, ms)
   return Promise.race([work, late.promise]).finally(() => clearTimeout(timer))
 }

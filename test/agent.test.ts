@@ -885,6 +885,9 @@ test('a decided call may be named again by its id alone, and answers with what i
     [['one done'], true, ['one']],
   )
   assert.deepEqual(again.pending, half.pending)
+  const last = await resume(agent, again, [approve(one), ...approveAll(again)])
+  assert.equal(last.text, 'ok')
+  assert.doesNotMatch(JSON.stringify(last.state.messages), /Outcome of the calls/)
 })
 
 test('what became of a call that the state does not hold is told to the model in the end', async () => {

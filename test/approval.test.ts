@@ -97,6 +97,13 @@ test('a policy that never answers asks when the time of the tool is over', async
   )
 })
 
+test('a promise of any make is waited for', async () => {
+  // biome-ignore lint/suspicious/noThenProperty: a promise of another make is what this is about
+  const thenable = { then: (done: (word: string) => void) => done('deny') }
+  const it = desk({}, { policy: () => thenable as never })
+  assert.deepEqual(told(await it.propose()), ['Denied by policy: no reason given'])
+})
+
 test('a tool function that throws asks', async () => {
   const it = desk({
     requiresApproval: () => {

@@ -593,3 +593,29 @@ test('a tool that hands its work to an agent which then waits must be made with 
   assert.match(told(result)[0] ?? '', /^Error executing lend: .*agentTool/)
   assert.doesNotMatch(JSON.stringify(result.state), /"proof"/)
 })
+
+test('a tool may ask several agents, one after another or at once', async () => {
+  const say = (name: string): Agent => ({
+    name,
+    description: name,
+    provider: scripted((request) => `${name}: ${(request.messages[0] as Json).parts[0].text}`),
+  })
+  const [db, web] = [say('db'), say('web')]
+  const both = free('both', async (_, ctx) => [
+    await ctx.delegate(db, 'one'),
+    await ctx.delegate(db, 'two'),
+    ...(await Promise.all([ctx.delegate(db, 'three'), ctx.delegate(web, 'four')])),
+  ])
+  const agent: Agent = {
+    name: 'parent',
+    provider: scripted([{ calls: [{ name: 'both' }] }, 'ok']),
+    tools: [both],
+  }
+  const result = await run(agent, { messages: 'x' })
+  assert.deepEqual(JSON.parse(told(result)[0] ?? ''), [
+    'db: one',
+    'db: two',
+    'db: three',
+    'web: four',
+  ])
+})
