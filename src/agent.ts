@@ -300,9 +300,9 @@ export async function run(
   })
   self.desk.over = true
   const { error } = result
-  await self
-    .emit(error ? { type: 'error', error, result } : { type: 'done', result })
-    .catch(() => {})
+  try {
+    await self.emit(error ? { type: 'error', error, result } : { type: 'done', result })
+  } catch {} // the result is what counts now
   return result
 }
 
@@ -465,7 +465,7 @@ interface Run {
   stop?: Stop
   stopDetails?: Record<string, unknown>
   error?: DcafError
-  emit(event: RunEvent): Promise<void>
+  emit(event: RunEvent): void | Promise<void>
   fact(type: string, data: Record<string, unknown>): void
 }
 
@@ -564,13 +564,17 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
     platform,
     children: new Map(),
   }
-  const emit = async (event: RunEvent): Promise<void> => {
+  const deafen = (error: unknown): never => {
+    desk.deaf = true
+    throw new DcafError('internal_error', 'emit failed', { cause: error })
+  }
+  // Once a token: no promise is made where the caller made none.
+  const emit = (event: RunEvent): void | Promise<void> => {
     if (desk.deaf || (desk.over && event.type !== 'done' && event.type !== 'error')) return
     try {
-      await options.emit?.(event)
+      return options.emit?.(event)?.then(undefined, deafen)
     } catch (error) {
-      desk.deaf = true
-      throw new DcafError('internal_error', 'emit failed', { cause: error })
+      deafen(error)
     }
   }
   const scope: Scope = {
@@ -1079,9 +1083,12 @@ async function think(self: Run): Promise<{ reply: ModelReply; offered: Set<strin
     if (out) await utter(self, out)
   }
   const onDelta = streams
-    ? async (delta: { text: string }) => {
+    ? ({ text }: { text: string }): void | Promise<void> => {
         firstTokenMs ??= performance.now() - started
-        if (live) await say(delta.text)
+        if (!live) return
+        if (filters.length > 0) return say(text)
+        streamed += text
+        return utter(self, text)
       }
     : undefined
   const call = { provider: provider.name, model: provider.model }
@@ -1406,12 +1413,12 @@ function digest(call: { name: string; input: unknown }, path: string[] = []): st
 }
 
 /** What the run says: streamed as it comes, the turns apart from each other. */
-async function utter(self: Run, text: string): Promise<void> {
+function utter(self: Run, text: string): void | Promise<void> {
   if (!text) return
   const out = self.text && !self.speaking ? `\n\n${text}` : text
   self.speaking = true
   self.text += out
-  if (self.streams) await self.emit({ type: 'text_delta', text: out })
+  if (self.streams) return self.emit({ type: 'text_delta', text: out })
 }
 
 async function status(

@@ -894,12 +894,18 @@ export function words(error: unknown): string {
     return 'an unprintable error'
   }
 }
-/** What a policy or a preview does to its input must not reach the tool. */
+/** What a policy or a preview does to its input must not reach the tool. JSON by hand: a tenth of structuredClone. */
 function copy(input: unknown): unknown {
+  if (typeof input !== 'object' || input === null) return input
+  if (Array.isArray(input)) return input.map(copy)
+  if (Object.getPrototypeOf(input) !== Object.prototype) return cloned(input)
+  return Object.fromEntries(Object.entries(input).map(([key, value]) => [key, copy(value)]))
+}
+function cloned(value: object): unknown {
   try {
-    return structuredClone(input)
+    return structuredClone(value)
   } catch {
-    return JSON.parse(JSON.stringify(input))
+    return JSON.parse(JSON.stringify(value))
   }
 }
 

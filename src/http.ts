@@ -125,6 +125,8 @@ interface Ask {
   res: ServerResponse
   requestId: string
   streams: boolean
+  /** Client gone, deadline, stall, shutdown. */
+  signal: AbortSignal
   principal: string | undefined
   context?: PlatformContext
   mask?: Mask
@@ -178,7 +180,10 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
     const requestId = typeof given === 'string' && idPattern.test(given) ? given : randomUUID()
     res.setHeader('x-request-id', requestId)
     const started = performance.now()
-    const ask: Ask = { req, res, requestId, streams: route === 'stream', principal: undefined }
+    const each: Live = { stop: new AbortController(), hard: new AbortController() }
+    const { signal } = each.stop
+    const streams = route === 'stream'
+    const ask: Ask = { req, res, requestId, streams, signal, principal: undefined }
     const allow = route === 'health' ? 'GET, HEAD' : 'POST'
     if (!allow.split(', ').includes(req.method ?? '')) {
       res.setHeader('allow', allow)
@@ -188,7 +193,6 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
       const ready = !(draining && new URLSearchParams(query).has('ready'))
       sendJson(res, ready ? 200 : 503, { status: ready ? 'ok' : 'draining' }, stallMs)
     } else {
-      const each: Live = { stop: new AbortController(), hard: new AbortController() }
       live.add(each)
       try {
         if (draining)
@@ -283,11 +287,10 @@ function timeoutsOf(agent: Agent | AgentFunction): number[] {
 async function answer(door: Door, ask: Ask, live: Live): Promise<void> {
   const { req, res } = ask
   const { limits } = door
-  const late = new DcafError(
-    'deadline',
-    `The request took longer than ${limits.requestMs} ms (limit requestMs).`,
-  )
-  const timer = setTimeout(() => live.stop.abort(late), limits.requestMs)
+  const timer = setTimeout(() => {
+    const late = `The request took longer than ${limits.requestMs} ms (limit requestMs).`
+    live.stop.abort(new DcafError('deadline', late))
+  }, limits.requestMs)
   const onClose = () =>
     res.writableFinished || live.stop.abort(new DcafError('aborted', 'the client went away'))
   res.on('close', onClose)
@@ -295,11 +298,11 @@ async function answer(door: Door, ask: Ask, live: Live): Promise<void> {
     checkHead(req, limits.bodyBytes)
     const { authenticate } = door
     if (authenticate) {
-      ask.principal = await inTime(authenticate(req), live.stop.signal)
+      ask.principal = await inTime(authenticate(req), ask.signal)
       if (ask.principal === undefined)
         throw new DcafError('unauthenticated', 'Who asks is not known.')
     }
-    const body = parse(await readBody(req, limits.bodyBytes, live.stop.signal), limits)
+    const body = parse(await readBody(req, limits.bodyBytes, ask.signal), limits)
     admit(door)
     door.admitted++
     ask.admitted = true
@@ -325,7 +328,7 @@ async function converse(door: Door, ask: Ask, live: Live, body: unknown): Promis
   ask.context = context
   ask.mask = masker(secretsOf(context))
   ask.echo = echoOf(body as object, ask.mask)
-  const { signal } = live.stop
+  const { signal } = ask
   await inTime(door.validateContext?.(context), signal)
   const threadId =
     typeof context.thread_id === 'number' ? String(context.thread_id) : context.thread_id
@@ -360,7 +363,7 @@ async function converse(door: Door, ask: Ask, live: Live, body: unknown): Promis
     signal,
     hardSignal: live.hard.signal,
     trustClient,
-    onEvent: (fact) => onFact(door, ask, fact),
+    ...((door.onEvent || door.log) && { onEvent: (fact) => onFact(door, ask, fact) }),
     ...(door.options.limits && { limits: door.options.limits }),
     ...(keys && { keys }),
     ...(bindContext && { bindContext }),
@@ -635,7 +638,7 @@ type Answer = Partial<Omit<RunResult, 'session'>> & {
 async function finish(door: Door, ask: Ask, answer: Answer, at: At): Promise<void> {
   const { stream, requestId, res } = ask
   const { executed = [], pending = [], usage = noUsage, stop = 'end', runId = requestId } = answer
-  const saved = await save(door, answer.session, at).catch(toError)
+  const saved = await inTime(save(door, answer.session, at), ask.signal, 1_000).catch(toError)
   const error = answer.error ?? (saved instanceof DcafError ? saved : undefined)
   ask.outcome = {
     run_id: runId,
