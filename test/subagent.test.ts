@@ -619,3 +619,23 @@ test('a tool may ask several agents, one after another or at once', async () => 
     'web: four',
   ])
 })
+
+for (const echo of [true, false])
+  test(`a call two agents deep is approved over the wire (${echo ? 'with' : 'without'} $run)`, async (t) => {
+    const { agent: leaf, ran, provider: own } = childOf('leaf')
+    const middle = parentOf([leaf], { name: 'middle', description: 'm' })
+    const { item, say, provider } = await wire(t, middle.agent)
+    assert.deepEqual(item.path, ['middle', 'leaf'])
+    const body = await say({ tool_calls: [item] }, ...(echo ? [] : [[]]))
+    assert.deepEqual([body.content, ran], ['all done', ['leaf {}']])
+    assert.deepEqual(
+      body.data.executed_tool_calls.map((call: Json) => call.output),
+      echo ? ['leaf dropped', 'leaf is done', 'all done'] : ['leaf dropped'],
+    )
+    assert.deepEqual([own.requests.length, provider.requests.length], [echo ? 2 : 1, 2])
+    for (const path of [['middle'], ['leaf'], ['leaf', 'middle'], ['middle', 'leaf', 'leaf'], []]) {
+      const moved = await say({ tool_calls: [{ ...item, path }] }, [])
+      assert.deepEqual(moved.data.executed_tool_calls[0].output, unverified, path.join('/'))
+    }
+    assert.equal(ran.length, 1)
+  })
