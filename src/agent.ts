@@ -991,15 +991,21 @@ async function propose(self: Run, call: Call): Promise<Awaited<ReturnType<Gate['
     }
   if (offered && self.tools.has(call.name) && !offered.has(call.name))
     return { outcome: 'error', content: `The tool ${call.name} is not offered now.` }
-  return self.gate.propose(call, self.state.rejected[digest(call, self.path)] === undefined)
+  return self.gate.propose(call, rejection(self, call) === undefined)
+}
+
+/** Why this very call was rejected before. Most runs have no rejection to look through. */
+function rejection({ state, path }: Run, call: Call): string | undefined {
+  for (const _ in state.rejected) return state.rejected[digest(call, path)]
+  return undefined
 }
 
 /** Why a person is not asked: this was rejected in this run, or too many calls wait already. */
 function mayAsk(self: Run, call: Call): Answer | undefined {
   const { state, limits } = self
-  const key = digest(call, self.path)
-  const reason = state.rejected[key]
+  const reason = rejection(self, call)
   if (reason !== undefined) {
+    const key = digest(call, self.path)
     if (state.rejected[`${key} again`]) self.stop = 'limit'
     state.rejected[`${key} again`] = reason
     return {
@@ -1036,18 +1042,19 @@ function apply(self: Run, call: Call, answer: Answer): void {
   const changed = call.changed && !answer.changed ? `${changedTo(call.input)}\n` : ''
   const content = cap(changed + answer.content, room)
   desk.outputBytes += Buffer.byteLength(content)
-  const { proof: _, child: __, ...rest } = call
-  const closed: Call = { ...rest, status: statusOf[outcome], outcome, result: content }
+  call.status = statusOf[outcome]
+  call.outcome = outcome
+  call.result = content
   if (outcome === 'rejected') {
-    closed.rejectionReason = answer.reason ?? content
-    state.rejected[digest(call, self.path)] ??= closed.rejectionReason
+    call.rejectionReason = answer.reason ?? content
+    state.rejected[digest(call, self.path)] ??= call.rejectionReason
   }
-  if (outcome === 'error') closed.error = content
-  delete call.proof
-  delete call.child
-  Object.assign(call, closed)
+  if (outcome === 'error') call.error = content
+  if (call.proof !== undefined) delete call.proof
+  if (call.child !== undefined) delete call.child
   if (last?.role !== 'assistant') return
   last.results.push({ callId: call.part ?? call.id, outcome, content })
+  if (last.results.length === 1) return
   const order = callsOf(last).map((part) => part.id)
   last.results.sort((a, b) => order.indexOf(a.callId) - order.indexOf(b.callId))
 }
@@ -1397,12 +1404,22 @@ function textOf(parts: Part[]): string {
 
 /** Ours from here on: an id of ours, and an input that survives JSON unchanged. */
 function renamed(part: Extract<Part, { type: 'tool_call' }>, id = nonce()): Part {
-  const sound = (_: string, v: unknown) => (typeof v === 'string' ? v.toWellFormed() : v)
   try {
-    return { ...part, id, input: JSON.parse(JSON.stringify(part.input ?? {}), sound) }
+    return { ...part, id, input: sound(part.input ?? {}) }
   } catch {
     return { ...part, id, input: '' } // thousands of levels deep: as good as no JSON
   }
+}
+/** What JSON would make of it, by hand: a provider's input is JSON already, an interceptor's may be anything. */
+function sound(value: unknown): unknown {
+  if (typeof value === 'string') return value.toWellFormed()
+  if (typeof value === 'number') return Number.isFinite(value) ? value + 0 : null // and no -0
+  if (typeof value !== 'object' || value === null) return value
+  if (Array.isArray(value)) return value.map((item) => sound(item) ?? null)
+  if (Object.getPrototypeOf(value) !== Object.prototype)
+    return sound(JSON.parse(JSON.stringify(value)))
+  const entries = Object.entries(value).filter(([, inner]) => inner !== undefined)
+  return Object.fromEntries(entries.map(([key, inner]) => [key.toWellFormed(), sound(inner)]))
 }
 
 function nonceOf(id: string): string {
@@ -1421,15 +1438,15 @@ function utter(self: Run, text: string): void | Promise<void> {
   if (self.streams) return self.emit({ type: 'text_delta', text: out })
 }
 
-async function status(
+function status(
   self: Run,
   what: { type: 'thinking' } | { type: 'tool'; name: string; input: unknown },
-): Promise<void> {
+): void | Promise<void> {
   const { statusText } = self.agent
   if (statusText === false || !self.options.emit) return
   const usual = what.type === 'thinking' ? 'Thinking...' : `Calling tool: ${what.name}`
   const text = statusText?.(what) ?? usual
-  if (text) await self.emit({ type: 'intermittent_update', text, content: {} })
+  if (text) return self.emit({ type: 'intermittent_update', text, content: {} })
 }
 
 /** What `work` gives, or the reason of `signal`, which whoever works may not heed, `graceMs` after it. */

@@ -361,8 +361,10 @@ export class Gate {
 
   /** The strictest of the tool's own word and every policy, with the reasons of that verdict. */
   async #judge(tool: Tool, input: unknown): Promise<{ verdict: Word; reasons: string[] }> {
-    const ctx = this.#scope.context({ id: '', name: tool.name }, this.#scope.signal)
     const { requiresApproval } = tool
+    if (this.#policies.length === 0 && typeof requiresApproval === 'boolean')
+      return { verdict: requiresApproval || tool.type === 'command' ? 'ask' : 'allow', reasons: [] }
+    const ctx = this.#scope.context({ id: '', name: tool.name }, this.#scope.signal)
     const own = () =>
       typeof requiresApproval === 'function' ? requiresApproval(copy(input), ctx) : requiresApproval
     const always = () => tool.type === 'command'
@@ -756,11 +758,11 @@ export class Gate {
       } catch (error) {
         result = fail(words(error))
       }
-      if (after) result = await after({ id: call.id, name: call.name, input }, result, ctx)
-      return ended(
-        { ...result, content: this.#clean(result.content) },
-        given ? { late: true } : undefined,
-      )
+      if (after) {
+        result = await after({ id: call.id, name: call.name, input }, result, ctx)
+        result = { ...result, content: this.#clean(result.content) }
+      }
+      return ended(result, given ? { late: true } : undefined)
     })()
     const stopped = Promise.withResolvers<Answer>()
     const giveUp = (why: string): void => {
