@@ -385,6 +385,19 @@ test('a store that goes down later costs the session, and not the word of what r
   assert.ok(log.some((entry) => entry.event === 'failure' && entry.code === 'store_unavailable'))
 })
 
+test('a store that hangs over a session holds nobody longer than the request may take', async (t) => {
+  for (const method of ['get', 'swap'] as const) {
+    const store = faultyStore()
+    const { say, handler } = await shop(t, server(store, { limits: { requestMs: 60 } }))
+    await say('look')
+    store.fault = { kind: 'hang', on: [method], keys: (key) => key.startsWith('session:') }
+    const { status, body } = await say('+milk')
+    assert.equal((body.meta_data?.error ?? body).code, 'deadline')
+    assert.deepEqual([status, handler.active], [method === 'get' ? 504 : 200, 0])
+    store.heal()
+  }
+})
+
 test('a caller’s own store that rejects with anything is store_unavailable', async (t) => {
   const inner = memoryStore()
   const broken = {
