@@ -392,21 +392,28 @@ export async function* stream(
 
 // ---------------------------------------------------------------- decisions
 
-export function approve(id: string): Decision {
-  return { id, approve: true }
+/** A pending call, or its id. */
+type Named = string | { id: string; path?: string[] }
+function named(call: Named): { id: string; path?: string[] } {
+  if (typeof call === 'string') return { id: call }
+  return { id: call.id, ...(call.path && { path: call.path }) }
 }
-export function reject(id: string, reason?: string): Decision {
-  return { id, approve: false, ...(reason === undefined ? {} : { reason }) }
+
+export function approve(call: Named): Decision {
+  return { ...named(call), approve: true }
+}
+export function reject(call: Named, reason?: string): Decision {
+  return { ...named(call), approve: false, ...(reason === undefined ? {} : { reason }) }
 }
 /** Approves with another input: in one step where the tool is `editable`, else as a fresh call to approve. */
-export function edit(id: string, input: unknown): Decision {
-  return { id, approve: true, editedInput: input }
+export function edit(call: Named, input: unknown): Decision {
+  return { ...named(call), approve: true, editedInput: input }
 }
-export function approveAll(result: Pick<RunResult, 'pending'>): Decision[] {
-  return result.pending.map(({ id, path }) => ({ ...approve(id), ...(path && { path }) }))
+export function approveAll({ pending }: Pick<RunResult, 'pending'>): Decision[] {
+  return pending.map((call) => approve(call))
 }
-export function rejectAll(result: Pick<RunResult, 'pending'>, reason?: string): Decision[] {
-  return result.pending.map(({ id, path }) => ({ ...reject(id, reason), ...(path && { path }) }))
+export function rejectAll({ pending }: Pick<RunResult, 'pending'>, reason?: string): Decision[] {
+  return pending.map((call) => reject(call, reason))
 }
 export function user(text: string): ChatMessage {
   return { role: 'user', content: text }
