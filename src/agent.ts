@@ -395,7 +395,7 @@ export async function* stream(
 /** A pending call, or its id. */
 type Named = string | { id: string; path?: string[] }
 function named(call: Named): { id: string; path?: string[] } {
-  if (typeof call === 'string') return { id: call }
+  if (typeof call !== 'object' || !call || !('id' in call)) return { id: call }
   return { id: call.id, ...(call.path && { path: call.path }) }
 }
 
