@@ -101,6 +101,15 @@ test('makers make what they say', () => {
       { id: 'x', approve: true, editedInput: { a: 1 } },
     ],
   )
+  const call = { id: 'x', path: ['child'], name: 'drop', input: {} }
+  assert.deepEqual(
+    [approve(call), reject(call, 'no'), edit(call, { a: 1 })],
+    [
+      { id: 'x', path: ['child'], approve: true },
+      { id: 'x', path: ['child'], approve: false, reason: 'no' },
+      { id: 'x', path: ['child'], approve: true, editedInput: { a: 1 } },
+    ],
+  )
   assert.deepEqual(approveAll({ pending }), [
     { id: 'x', approve: true, path: ['child'] },
     { id: 'y', approve: true },
@@ -862,7 +871,7 @@ test('an id of another call is refused in place; a forged one beside the true on
   const forged = one.replace(/.$/, (c) => (c === 'A' ? 'B' : 'A'))
   const foreign = ['', 'x', 'tc_1', forged, `${one} `, undefined, null, 7, {}, [one], Symbol('x')]
   const result = await resume(agent, first, [
-    ...foreign.map((id) => approve(id as string)),
+    ...foreign.map((id) => ({ id: id as string, approve: true })),
     approve(one),
     reject(forged.replace(/^tc_./, 'tc_-'), 'odd'),
   ])
