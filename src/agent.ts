@@ -18,7 +18,15 @@ import {
   unverified,
   words,
 } from './approval.ts'
-import { masker, maskJson, platformContext, secretKeys, secretsOf, tracing } from './mask.ts'
+import {
+  masker,
+  maskJson,
+  maskOf,
+  platformContext,
+  secretKeys,
+  secretsOf,
+  tracing,
+} from './mask.ts'
 import { Authority, audience, canonical, nonce, sha256, type Who } from './proof.ts'
 import {
   DcafError,
@@ -550,7 +558,7 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
   const who: Who = { principal: options.principal, threadId, context: platform, bound }
   const authority = authorityOf(options.store ?? defaultStore, options.keys)
   const secrets = await agent.secrets?.({ platform, session })
-  const mask = masker(secretsOf(platform, secrets))
+  const mask = secrets ? masker(secretsOf(platform, secrets)) : maskOf(options.context ?? platform)
   const messages = normalized(input.messages)
   const decisions = decisionsOf(input.decisions ?? [])
   const words = latestWords(input.messages)
@@ -841,10 +849,11 @@ async function hearStray(self: Run, decision: Decision, known: Set<string>): Pro
   const held = heldIn(self.state, nonceOf(decision.id))
   const item = decision.known ?? { name: decision.name ?? '', input: decision.input }
   const said = held ?? item
-  const gate = (await runAt(self, decision.path ?? held?.path))?.gate
+  const at = await runAt(self, decision.path ?? held?.path)
+  const gate = at?.gate
   const no = decision.approve ? unverified : `Tool rejected: ${decision.reason ?? 'not approved'}`
   const answer: Answer = gate ? await gate.decide(held, decision) : { open: no, refused: true }
-  report(self, decision, said, answer)
+  report(at ?? self, decision, said, answer)
   // What the state holds as done the model knows already.
   if (!held || 'open' in answer) tell(self, said, answer, known)
   if ('open' in answer && !answer.fresh && !answer.refused) {
@@ -904,7 +913,7 @@ function heldIn(
 
 /** The line a client reads for its decision. A vote that did not make the quorum has none. */
 function report(
-  { agent, desk, scope }: Run,
+  { tools, desk, scope }: Run,
   decision: Decision,
   said: { name: string; input: unknown; path?: string[] },
   answer: Answer,
@@ -915,7 +924,7 @@ function report(
   const { id, lists = ['tool_calls'], path = said.path } = decision
   const line: ExecutedCall = {
     id,
-    type: toolAt(agent, path, said.name)?.type ?? 'tool_call',
+    type: tools.get(said.name)?.type ?? 'tool_call',
     name: said.name,
     input: said.input,
     output: scope.mask(output),

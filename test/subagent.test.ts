@@ -639,3 +639,21 @@ for (const echo of [true, false])
     }
     assert.equal(ran.length, 1)
   })
+
+for (const echo of [true, false])
+  test(`a command of a child’s is told as one (${echo ? 'with' : 'without'} its state)`, async () => {
+    const { agent: child } = childOf('db', {}, { type: 'command' })
+    const { agent } = parentOf([child], {}, (_, __, i) => (i ? 'ok' : { calls: [task('db')] }))
+    const first = await run(agent, { messages: 'x' })
+    const [call] = first.pending as [Json]
+    assert.equal(call.type, 'command')
+    const decision = {
+      ...approve(call as never),
+      name: 'drop',
+      input: {},
+      lists: ['cmds', 'approvals'] as never,
+    }
+    const paused = echo ? { paused: first.state } : {}
+    const { executed } = await run(agent, { messages: '', decisions: [decision], ...paused })
+    assert.deepEqual([executed[0]?.type, executed[0]?.name], ['command', 'drop'])
+  })
