@@ -94,7 +94,7 @@ test('every event that is told has a row in the table, and there is no other', (
 })
 
 describe('every link leads somewhere:', () => {
-  for (const page of pages)
+  for (const page of [...pages, 'examples/README.md', 'bench/README.md'])
     test(page, () => {
       for (const [, target = ''] of proseOf(page).matchAll(/\]\(([^)\s]+)\)/g)) {
         if (/^https?:/.test(target)) continue

@@ -20,7 +20,7 @@ export interface Snippet {
   given: string
 }
 
-/** README and the pages of docs/, relative to the root. */
+/** What we say of ourselves, relative to the root. The snippets of examples/ and bench/ are their own tests' matter. */
 export const pages = [
   'README.md',
   'CHANGELOG.md',
