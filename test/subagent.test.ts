@@ -645,7 +645,7 @@ for (const echo of [true, false])
     const { agent: child } = childOf('db', {}, { type: 'command' })
     const { agent } = parentOf([child], {}, (_, __, i) => (i ? 'ok' : { calls: [task('db')] }))
     const first = await run(agent, { messages: 'x' })
-    const [call] = first.pending as [Json]
+    const call = first.pending[0] as Json
     assert.equal(call.type, 'command')
     const decision = {
       ...approve(call as never),
