@@ -25,7 +25,7 @@ import {
   runLimits,
 } from './agent.ts'
 import type { Decision, Grants } from './approval.ts'
-import { type Mask, masker, maskJson, secretKeys, secretsOf, tracing, unsound } from './mask.ts'
+import { type Mask, masker, maskJson, maskOf, secretKeys, tracing, unsound } from './mask.ts'
 import * as wire from './protocol.ts'
 import { DcafError, type ErrorCode, noUsage } from './providers/provider.ts'
 import { Session } from './session.ts'
@@ -326,7 +326,7 @@ async function converse(door: Door, ask: Ask, live: Live, body: unknown): Promis
   const items = wire.readItems(last.message, last.index, limits.decisions)
   const context = contextOf(body as object, thread, ask)
   ask.context = context
-  ask.mask = masker(secretsOf(context))
+  ask.mask = maskOf(context)
   ask.echo = echoOf(body as object, ask.mask)
   const { signal } = ask
   await inTime(door.validateContext?.(context), signal)

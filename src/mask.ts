@@ -124,6 +124,19 @@ export function masker(values: readonly string[]): Mask {
   }
 }
 
+const made = new WeakMap<object, { values: string; mask: Mask }>()
+
+/** `masker` of a context's secrets, made once for as long as they stay what they are. */
+export function maskOf(context: object): Mask {
+  const values = secretsOf(context)
+  const key = values.join('\0')
+  const known = made.get(context)
+  if (known?.values === key) return known.mask
+  const mask = masker(values)
+  made.set(context, { values: key, mask })
+  return mask
+}
+
 /** The value, and its base64 as it reads in each of the three places that a longer encoded text can have for it. */
 function needlesOf(value: string): string[] {
   const needles = [value, value.toWellFormed(), value.replaceAll(' ', '+')]

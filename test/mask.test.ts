@@ -6,6 +6,7 @@ import {
   invisible,
   masker,
   maskJson,
+  maskOf,
   platformContext,
   secretKeys,
   secretsOf,
@@ -28,6 +29,15 @@ test('finds every string of 4 or more characters under the secret keys, and noth
     aws_credentials: { AccessKeyId: 'AKIA-1', deep: [{ more: 'aws-secret' }], no: 'abc', n: 12345 },
   }
   assert.deepEqual(sorted(secretsOf(context)), ['AKIA-1', 'aws-secret', 'duplo-secret'])
+})
+
+test('makes the mask of a context once, and anew when its secrets change', () => {
+  const context = { duplo_token: 'first-secret' }
+  const mask = maskOf(context)
+  assert.equal(maskOf(context), mask)
+  context.duplo_token = 'second-secret'
+  assert.equal(maskOf(context)('first-secret second-secret'), 'first-secret [redacted]')
+  assert.equal(maskOf({ ...context })('second-secret'), '[redacted]')
 })
 
 test('takes 4 characters for a secret, and the words null, true and false for none', () => {
