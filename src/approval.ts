@@ -651,6 +651,7 @@ export class Gate {
         mine = await authority.store.swap(key, one.before, begun, ttl)
         const decided = 'Not executed: another request is deciding this call.'
         if (!mine) return (await this.#record(one)) ?? { open: decided }
+        mine = false // until it is known to have stayed
         mine = await authority.stillIn(one.epoch)
         if (!mine) return refused(unverified) // forgotten in between
       } finally {
