@@ -145,6 +145,8 @@ export interface IdempotencyOptions {
   bodyBytes?: number
   /** Answers beyond this are not kept, and not made again either. Default 1 MiB. */
   answerBytes?: number
+  /** How long a client may take to read an answer that is sent again. Default 30 s. */
+  stallMs?: number
   /** Of the handler. Default `/api`. */
   basePath?: string
 }
@@ -166,7 +168,7 @@ const maxWaiting = 100
  */
 export function withIdempotency(handler: Handler, options: IdempotencyOptions): Handler {
   const { store, ttlMs = 86_400_000, bodyBytes = 4_194_304, answerBytes = 1_048_576 } = options
-  const principal = options.principal ?? byCredentials
+  const { principal = byCredentials, stallMs = 30_000 } = options
   const paths = pathsOf(options.basePath)
   const running = new Map<string, { hash: string; answer: Promise<Answer | undefined> }>()
   let waiting = 0
@@ -182,9 +184,9 @@ export function withIdempotency(handler: Handler, options: IdempotencyOptions): 
       return undefined
     }
     if (text !== undefined) {
-      const kept = JSON.parse(text) as Partial<Kept>
+      const kept = read(text)
       if (kept.hash !== undefined && kept.hash !== hash) refuseOther(res)
-      else if (kept.answer) replay(res, kept.answer)
+      else if (kept.answer) replay(res, kept.answer, stallMs)
       else refuse(res, 503, 'busy', 'The first request with this Idempotency-Key is running.')
       return kept.hash === hash ? kept.answer : undefined
     }
@@ -209,7 +211,7 @@ export function withIdempotency(handler: Handler, options: IdempotencyOptions): 
       waiting++
       const answer = await before.answer
       waiting--
-      if (answer) return replay(res, answer)
+      if (answer) return replay(res, answer, stallMs)
     }
     const { promise, resolve } = Promise.withResolvers<Answer | undefined>()
     running.set(id, { hash, answer: promise })
@@ -318,9 +320,18 @@ function cameToNothing(body: Buffer): boolean {
   return JSON.parse(line).meta_data === undefined
 }
 
+/** What no version of this file wrote is nobody's answer. */
+function read(text: string): Partial<Kept> {
+  try {
+    return JSON.parse(text) ?? {}
+  } catch {
+    return {}
+  }
+}
+
 const ofTheConnection = /^(connection|content-length|date|keep-alive|transfer-encoding)$/i
 
-function replay(res: ServerResponse, { status, headers, body }: Answer): true {
+function replay(res: ServerResponse, { status, headers, body }: Answer, stallMs: number): true {
   if (body === undefined)
     return refuse(
       res,
@@ -333,6 +344,8 @@ function replay(res: ServerResponse, { status, headers, body }: Answer): true {
       res.setHeader(name, value)
   res.setHeader('idempotency-replayed', 'true')
   res.writeHead(status).end(Buffer.from(body, 'base64'))
+  const timer = setTimeout(() => res.destroy(), stallMs)
+  res.once('close', () => clearTimeout(timer))
   return true
 }
 

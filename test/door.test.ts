@@ -19,6 +19,7 @@ import { DcafError } from '../src/providers/provider.ts'
 import { type ScriptEntry, scripted } from '../src/providers/scripted.ts'
 import { memoryStore, type Store } from '../src/store.ts'
 import { tool } from '../src/tool.ts'
+import { faultyStore } from './faulty-store.ts'
 import { type Raw, raw } from './raw.ts'
 
 const argument = (error: unknown) => error instanceof DcafError && error.code === 'invalid_argument'
@@ -573,6 +574,37 @@ test('other paths and methods pass untouched, and a handler that throws frees th
     200,
   )
   assert.deepEqual(seen, ['broken'])
+})
+
+test('an entry that nobody here wrote is nobody’s answer, and nothing runs on it', async (t) => {
+  for (const text of ['', 'null', '5', '"x"', '{', '{"hash":5}', '[]']) {
+    const store = { ...faultyStore(), swap: async () => false, get: async () => text }
+    const { handler, runs } = counting()
+    const { url } = await listen(t, withIdempotency(handler, { store }))
+    const { status } = await poster(url)('k')
+    assert.ok([503, 422].includes(status), `${text} ${status}`)
+    assert.equal(runs.count, 0)
+  }
+})
+
+test('an answer sent again to a client that does not read it is ended by a clock', async (t) => {
+  const size = 20_000_000
+  const { handler, runs } = counting((_, res) => res.end('x'.repeat(size)))
+  const options = { store: memoryStore(), answerBytes: 2 * size, stallMs: 80 }
+  const { server, port, url } = await listen(t, withIdempotency(handler, options))
+  await poster(url)('k')
+  const head =
+    'POST /api/chat HTTP/1.1\r\nHost: a\r\nIdempotency-Key: k\r\nContent-Length: 2\r\n\r\n{}'
+  const connections = () =>
+    new Promise<number>((resolve) => server.getConnections((_, n) => resolve(n)))
+  const before = await connections()
+  const accepted = once(server, 'connection')
+  const client = await raw(port, head)
+  await accepted
+  client.socket.pause()
+  while ((await connections()) > before) await new Promise((resolve) => setTimeout(resolve, 10))
+  assert.equal(runs.count, 1)
+  client.socket.destroy()
 })
 
 test('a handler that has no such path leaves the key free', async (t) => {
