@@ -873,7 +873,10 @@ test('an id of another call is refused in place; a forged one beside the true on
   const result = await resume(agent, first, [
     ...foreign.map((id) => ({ id: id as string, approve: true })),
     approve(one),
-    reject(forged.replace(/^tc_./, 'tc_-'), 'odd'),
+    reject(
+      one.replace(/.$/, (c) => (c === 'C' ? 'D' : 'C')),
+      'odd',
+    ),
   ])
   assert.deepEqual([ran, result.pending.map((p) => p.id)], [['one'], [second]])
   assert.equal(outputs(result)[0], 'one done')

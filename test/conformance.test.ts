@@ -342,7 +342,7 @@ test('a forged rejection closes nothing', async (t) => {
   const { propose, decide, output, ran } = await desk(t)
   const { first, id } = await propose()
   await decide({
-    id: id.replace(/.$/, 'x'),
+    id: id.replace(/.$/, (c) => (c === 'x' ? 'y' : 'x')),
     name: 'drop',
     input: { table: 'a' },
     rejection_reason: 'no',
