@@ -241,13 +241,16 @@ test('the figures are those of npm run lines, give or take a hundred', () => {
   ]
   const about = (lines: number) => (Math.round(lines / 100) * 100).toLocaleString('en')
   if (process.env.UPDATE_README) {
-    const table = rows.map(([what, lines]) => `| ${what} | ${about(lines)} |`).join('\n')
+    const width = Math.max(...rows.map(([what]) => what.length))
+    const line = (a: string, b: string, c = ' ') => `| ${a.padEnd(width, c)} | ${b.padEnd(13, c)} |`
+    const heads = [line('', 'lines of code'), line('', '', '-')]
+    const table = [...heads, ...rows.map(([what, lines]) => line(what, about(lines)))].join('\n')
     const block = /(?<=<!-- lines -->\n)[\s\S]*?(?=<!-- lines -->)/
-    const now = readme.replace(block, `\n| | lines of code |\n|---|---|\n${table}\n\n`)
+    const now = readme.replace(block, `\n${table}\n\n`)
     return writeFileSync(join(root, 'README.md'), now)
   }
   for (const [what, lines] of rows) {
-    const cell = readme.split(`| ${what} | `)[1]?.split(' |')[0] ?? 'nothing'
+    const cell = readme.split(`| ${what} `)[1]?.split('|')[1]?.trim() ?? 'nothing'
     const off = Math.abs(Number(cell.replaceAll(',', '')) - lines)
     const fix = 'UPDATE_README=1 node --test test/readme.test.ts writes them anew'
     assert.ok(off <= 100, `${what}: README says ${cell}, it has ${lines}. ${fix}`)
