@@ -81,6 +81,37 @@ test('a quorum counts nobody who has no name', async () => {
   assert.equal(await it.store.get(`votes:${nonceOf(first)}`), undefined)
 })
 
+// ------------------------------------------------------------ the very millisecond
+
+test('an approval holds up to the last millisecond of its minute of grace', async (t) => {
+  clock(t)
+  for (const [late, runs] of [
+    [0, 1],
+    [1, 0],
+  ] as const) {
+    const it = desk()
+    const first = await it.propose()
+    t.mock.timers.tick(3_600_000 + 60_000 + late)
+    await it.decide(first, approveAll(first))
+    assert.equal(it.ran.length, runs)
+    t.mock.timers.setTime(start)
+  }
+})
+
+test('what another host began may be running up to a minute after its clock', async (t) => {
+  clock(t)
+  for (const [since, words] of [
+    [start - 120_000, /^Already running since/],
+    [start - 120_001, /^Outcome unknown/],
+  ] as const) {
+    const it = desk()
+    const first = await it.propose()
+    const entry = { state: 'running', owner: 'else:1:aa', run: 1, since, timeoutMs: 60_000 }
+    await it.store.set(`call:${nonceOf(first)}`, JSON.stringify(entry))
+    assert.match(outputs(await it.decide(first, approveAll(first)))[0] ?? '', words)
+  }
+})
+
 // ------------------------------------------------------------ what is kept
 
 test('the record of a late decision is kept a day beyond the whole life of an approval', async (t) => {
@@ -167,6 +198,28 @@ test('a process of another user, and one of another host with a number that is f
     assert.match(output, /^Already running since/)
     kill.mock.restore()
   }
+})
+
+test('a call that a grant let run finishes though the client went away', async () => {
+  const client = new AbortController()
+  const grants = { use: async () => 'gr_1', add: async () => 'gr_1' }
+  const it = desk(
+    {
+      grantable: true,
+      async execute(_: unknown, { signal }: { signal: AbortSignal }) {
+        client.abort()
+        await new Promise(setImmediate)
+        return `aborted: ${signal.aborted}`
+      },
+    },
+    {},
+    { grants, signal: client.signal },
+  )
+  await it.propose()
+  const [executed] = it.of('ToolExecuted')
+  assert.deepEqual([executed?.output, executed?.grant], ['aborted: false', 'gr_1'])
+  const record = await it.store.get(`call:${executed?.callId}`)
+  assert.equal(JSON.parse(record ?? '').output, 'aborted: false')
 })
 
 // ------------------------------------------------------------ inputs that cannot be
