@@ -9,6 +9,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks'
 import type { TestContext } from 'node:test'
 import { onSignals, serverOptions } from '../../src/door.ts'
 import { type ChatLimits, chatHandler } from '../../src/http.ts'
+import { sqliteStore } from '../../src/stores/sqlite.ts'
 import { type Counts, desk } from './desk.ts'
 
 export interface ChildOptions {
@@ -17,6 +18,8 @@ export interface ChildOptions {
   server?: object
   drain?: { graceMs?: number; hardMs?: number }
   toolMs?: number
+  /** A SQLite file for ledger and sessions; default: in memory. */
+  file?: string
 }
 export interface Stats {
   rss: number
@@ -43,7 +46,10 @@ export interface Child {
   exit: Promise<number | string>
 }
 
-export async function child(t: TestContext, options: ChildOptions = {}): Promise<Child> {
+export async function child(
+  t: Pick<TestContext, 'after'>,
+  options: ChildOptions = {},
+): Promise<Child> {
   const process = fork(import.meta.filename, [JSON.stringify(options)], {
     execArgv: ['--expose-gc'],
     silent: true,
@@ -72,10 +78,12 @@ export async function child(t: TestContext, options: ChildOptions = {}): Promise
   return { process, port, url: `http://127.0.0.1:${port}`, output: () => output, ask, exit }
 }
 
-function main({ limits = {}, server: more = {}, drain = {}, toolMs = 0 }: ChildOptions): void {
+function main(options: ChildOptions): void {
+  const { limits = {}, server: more = {}, drain = {}, toolMs = 0, file } = options
   const { agent, counts } = desk({}, toolMs)
   const chat = chatHandler(agent, {
     limits,
+    ...(file && { store: sqliteStore(file), keys: [Buffer.alloc(32, 9).toString('base64')] }),
     log: ({ level, event, message }) => {
       if (level === 'error' || level === 'warn') console.error(event, message)
     },
