@@ -16,7 +16,11 @@ const args = [
   '--test',
   '--test-timeout=300000',
   ...(faults || files.length > 0 ? [] : gate),
-  ...(faults ? ['test/faults/**/*.test.ts', 'test/model.test.ts'] : files.length > 0 ? files : ['test/**/*.test.ts']),
+  ...(faults
+    ? ['test/faults/**/*.test.ts', 'test/model.test.ts']
+    : files.length > 0
+      ? files
+      : ['test/**/*.test.ts']),
 ]
 const table = join(tmpdir(), `dcaf-faults-${process.pid}.ndjson`)
 const env = {
