@@ -51,8 +51,13 @@ test('every test that the threats name is there', () => {
   const threats = textOf('docs/approvals.md').split('## Threats')[1] ?? ''
   const named = [...threats.matchAll(/`([\w/-]+)`: "(.*?)"/g)]
   assert.ok(named.length >= 24)
-  for (const [, file, claim = ''] of named)
-    assert.ok(textOf(`test/${file}.test.ts`).includes(claim), `test/${file}.test.ts: ${claim}`)
+  for (const [, file, claim = ''] of named) {
+    const found = globSync(`test/${file}{.test,}.ts`, { cwd: root })
+    assert.ok(
+      found.some((path) => textOf(path).includes(claim)),
+      `${file}: ${claim}`,
+    )
+  }
 })
 
 test('every error code has its place in the troubleshooting page, and there is no other', () => {
@@ -138,4 +143,18 @@ test('what the image copies is there, and let through by its ignore file', () =>
       assert.ok(existsSync(join(root, name)), name)
       assert.ok(kept.includes(`!${name}`), `${name} is ignored`)
     }
+})
+
+test('what is shown as JSON is JSON, whole or line by line', () => {
+  for (const { file, line, text } of all.filter(({ language }) => language === 'json')) {
+    const isLines = /^\{.*\}$/m.test(text)
+    for (const piece of isLines ? text.trim().split('\n') : [text])
+      assert.doesNotThrow(() => JSON.parse(piece), `${file}:${line}`)
+  }
+})
+
+test('Kubernetes waits longer than a drain may take', () => {
+  const seconds = /terminationGracePeriodSeconds: (\d+)/.exec(textOf('deploy/kubernetes.yaml'))?.[1]
+  const hardMs = /hardMs = Math\.max\(([\d_]+)/.exec(textOf('src/door.ts'))?.[1]?.replace('_', '')
+  assert.ok(Number(seconds) * 1000 > Number(hardMs))
 })
