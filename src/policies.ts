@@ -58,8 +58,8 @@ export function whenInput(when: Conditions, verdict: 'ask' | 'deny', reason?: st
 /**
  * For a tool that takes a command line: `requiresApproval: matching({ field: 'command', allow: ['kubectl get *'] })`.
  * Anything that matches `deny` anywhere is denied. Only what matches `allow` as a whole runs unasked, and only if it is
- * one plain line: up to 4 KiB of printable ASCII without any of ; & | ` $ ( ) { } [ ] < > \ * ? ~ ! ^ % and without
- * `files` beside it. In texts of `allow`, `*` is one word, or the rest of one, and no word that begins with `-`.
+ * one plain line: up to 4 KiB of printable ASCII without any of ; & | ` $ ( ) { } [ ] < > \ * ? ~ ! ^ % ' " # (a shell
+ * takes quotes off, so that "--x" is an option) and without `files` beside it. In texts of `allow`, `*` is one word, or the rest of one, and no word that begins with `-`.
  */
 export function matching(options: {
   /** Default `command`. Other fields are not looked at. */
@@ -79,7 +79,7 @@ export function matching(options: {
     if (forbidden === undefined) return ask('could not be judged')
     if (files && Object.keys(files).length > 0) return ask('brings files')
     if (!/^[ -~]*$/.test(text)) return ask('has characters beyond a line of ASCII')
-    if (/[;&|`$(){}[\]<>\\*?~!^%]/.test(text)) return ask('has shell operators')
+    if (/[;&|`$(){}[\]<>\\*?~!^%'"#]/.test(text)) return ask('has shell operators or quotes')
     return matches(allowed, text) ? 'allow' : ask('is not on the list of what runs unasked')
   }
 }

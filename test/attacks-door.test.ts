@@ -1,0 +1,137 @@
+// Ways in that were tried at the edges of the core: policies, masking, the door and what stands around it.
+
+import assert from 'node:assert/strict'
+import { PassThrough, Writable } from 'node:stream'
+import { test } from 'node:test'
+import { type Agent, run } from '../src/agent.ts'
+import type { AuditLine } from '../src/audit.ts'
+import { type McpClient, mcpTools } from '../src/bridges/mcp.ts'
+import { callsOf } from '../src/cli/audit.ts'
+import chat from '../src/cli/chat.ts'
+import { plain } from '../src/cli/plain.ts'
+import type { Terminal } from '../src/cli.ts'
+import { matching } from '../src/policies.ts'
+import { scripted } from '../src/providers/scripted.ts'
+import { memoryStore } from '../src/store.ts'
+import { tool } from '../src/tool.ts'
+import { type Json, serve, u } from './harness.ts'
+
+test('a quoted option is still an option: quotes and comments are never run unasked', () => {
+  const policy = matching({ allow: ['kubectl get *', /kubectl logs .+/] })
+  for (const hidden of ['"--raw=/x"', "'--kubeconfig=/tmp/x'", '""--raw=/x', 'a#b', '\\--x', '`x`'])
+    for (const verb of ['get', 'logs'])
+      assert.notEqual(policy({ command: `kubectl ${verb} ${hidden}` }), 'allow', hidden)
+  assert.equal(policy({ command: 'kubectl get pods' }), 'allow')
+})
+
+const mcp = (listTools: McpClient['listTools']): McpClient => ({
+  listTools,
+  callTool: async () => ({}),
+})
+const server = mcp(async () => ({
+  tools: [{ name: 'drop', description: 'Drop', inputSchema: { type: 'object' } }],
+}))
+
+test('whatever define leaves of it, a tool that is not read-only asks', async () => {
+  for (const requiresApproval of [undefined, false, null, 0]) {
+    const [drop] = await mcpTools(server, { define: () => ({ requiresApproval }) as never })
+    assert.equal(drop?.requiresApproval, true)
+  }
+})
+
+test('a server whose list of tools goes round in circles, or never ends, is an error', async () => {
+  let page = 0
+  for (const nextCursor of [() => 'same', () => `${page++}`])
+    await assert.rejects(
+      mcpTools(mcp(async () => ({ tools: [], nextCursor: nextCursor() }))),
+      /does not end/,
+    )
+})
+
+test('who is no text is nobody', async (t) => {
+  for (const who of [null, '', false, 0, { id: 'mallory' }, ['a']]) {
+    const agent = { name: 'a', provider: scripted(() => 'hello') }
+    const { chat } = await serve(t, agent, { authenticate: () => who as never })
+    assert.equal((await chat({ messages: [u('x')] })).status, 401, JSON.stringify(who))
+  }
+})
+
+test('a sessionKey that is no text gives nobody the session of another', async (t) => {
+  for (const key of [Promise.resolve('x'), undefined, '', 5]) {
+    const agent = { name: 'a', provider: scripted(() => 'hello') }
+    const options = { session: 'server', store: memoryStore(), sessionKey: () => key } as never
+    const { chat } = await serve(t, agent, options)
+    assert.equal((await chat({ messages: [u('x')], thread_id: '1' })).status, 500)
+  }
+})
+
+test('what a run says after the end of its stream is not sent', async (t) => {
+  const slow: Agent = { name: 'slow', provider: scripted(() => 'late') }
+  const late = Promise.withResolvers<void>()
+  const { stream } = await serve(t, async (input, options) => {
+    const emit = options.emit
+    setImmediate(async () => {
+      await run(slow, input, { ...options, ...(emit && { emit }) })
+      late.resolve()
+    })
+    return { text: 'quick', session: { pad: '\u0085'.repeat(1_000_000) } }
+  })
+  const { lines } = await stream({ messages: [u('x')] })
+  await late.promise
+  assert.deepEqual(
+    lines.map(({ type }) => type),
+    ['text_delta', 'done'],
+  )
+})
+
+test('a word that is refused takes nothing back in the audit', () => {
+  const line = (type: string, more: Json) =>
+    ({ type, time: 't', callId: 'tc_1', name: 'drop', ...more }) as unknown as AuditLine
+  const [call] = callsOf([
+    line('ToolCallApproved', { approvedBy: 'ann' }),
+    line('ToolExecuted', { outcome: 'ok' }),
+    line('ToolCallRefused', { reason: 'forged' }),
+  ])
+  assert.deepEqual(
+    [call?.decision, call?.by, call?.reason, call?.outcome],
+    ['approved', 'ann', undefined, 'ok'],
+  )
+})
+
+test('what a trail or a service says stays on its line and has no colour', async (t) => {
+  assert.equal(plain('a\u001b[2K\nb\u202e\r', ''), 'a\\u{1b}[2K\\u{a}b\\u{202e}\\u{d}')
+  const evil = tool({
+    name: 'drop',
+    description: 'x',
+    input: { type: 'object' },
+    requiresApproval: true,
+    execute: () => 'x',
+  })
+  const provider = scripted(() => ({ calls: [{ name: 'drop', input: {} }] }))
+  const { server } = await serve(t, { name: 'a', provider, tools: [evil] })
+  const [listener] = server.listeners('request') as ((...all: unknown[]) => void)[]
+  server.removeAllListeners('request').on('request', (req, res) => {
+    const { write } = res
+    const spoil = (text: unknown) =>
+      `${text}`.replaceAll('"drop"', '"drop\\u001b[2K\\n"').replaceAll('Z"', 'Z\\u001b[2K"')
+    res.write = (text: unknown) => Reflect.apply(write, res, [spoil(text)])
+    listener?.(req, res)
+  })
+  const { port } = server.address() as { port: number }
+  const stdin = Object.assign(new PassThrough(), { isTTY: true })
+  let out = ''
+  const stdout = new Writable({
+    write(chunk, _, done) {
+      const text = `${chunk}`
+      out += text
+      if (text.endsWith('> ')) stdin.write(out.includes('Run it?') ? '/quit\n' : 'go\n')
+      if (text.endsWith('] ')) stdin.write('s\n')
+      done()
+    },
+  })
+  const terminal = { stdin, stdout, stderr: stdout, env: {} } as unknown as Terminal
+  await chat.run({ positionals: [`http://127.0.0.1:${port}`], values: {} }, terminal)
+  assert.match(out, /drop\\u\{1b\}\[2K\\u\{a\} {2}x/)
+  assert.match(out, /until .*Z\\u\{1b\}/)
+  assert.ok(!out.includes('\u001b'))
+})
