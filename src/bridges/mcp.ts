@@ -71,10 +71,16 @@ export async function mcpTools(client: McpClient, options: McpOptions = {}): Pro
   return load(client, options)
 }
 
+const maxPages = 1_000
+
 async function load(client: McpClient, options: McpOptions): Promise<Tool[]> {
   const listed: McpTool[] = []
   let cursor: string | undefined
+  const seen = new Set<string | undefined>()
   do {
+    if (seen.has(cursor) || seen.size === maxPages)
+      throw new Error(`the MCP server's list of tools does not end (${seen.size} pages)`)
+    seen.add(cursor)
     const page = await client.listTools(cursor === undefined ? undefined : { cursor })
     listed.push(...page.tools)
     cursor = page.nextCursor
@@ -102,9 +108,9 @@ function bridged(client: McpClient, mcp: McpTool, options: McpOptions): Tool {
     name: `${prefix}${name}`.replace(/[^A-Za-z0-9_-]/g, '_').slice(0, 64),
     description: description?.trim() || title || annotations?.title || name,
     input: inputSchema,
-    requiresApproval: asks,
     timeoutMs: clock,
     ...(more as object),
+    requiresApproval: asks || (more.requiresApproval ?? false),
     async execute(input: unknown, ctx: ToolContext) {
       // Ours is the clock: the client's own default of a minute must not end a call that may take longer.
       const result = await client.callTool(
