@@ -2,6 +2,7 @@
 
 import { type AuditLine, linesOf, verifyAudit } from '../audit.ts'
 import type { Command } from '../cli.ts'
+import { plain } from './plain.ts'
 
 const command: Command = {
   help: `Usage: dcaf audit FILE [--json]
@@ -76,7 +77,8 @@ export function callsOf(lines: AuditLine[]): AuditedCall[] {
       ToolCallRefused: 'refused',
     }
     const decision = decisions[type]
-    if (decision)
+    // Anyone can send a word that is refused; it takes nothing back from one that counted.
+    if (decision && !(call.decision && type === 'ToolCallRefused'))
       Object.assign(call, {
         decision,
         time,
@@ -98,7 +100,8 @@ function table(calls: AuditedCall[]): string {
     c.outcome ?? '-',
     c.reason ?? '',
   ])
-  const all = [['TIME', 'CALL', 'TOOL', 'DECISION', 'BY', 'OUTCOME', 'REASON'], ...rows]
+  const heads = ['TIME', 'CALL', 'TOOL', 'DECISION', 'BY', 'OUTCOME', 'REASON']
+  const all = [heads, ...rows.map((row) => row.map((cell) => plain(cell, '')))]
   const widths = all[0]?.map((_, i) => Math.max(...all.map((row) => (row[i] ?? '').length))) ?? []
   return `${all
     .map((row) =>

@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import { createInterface, type Interface } from 'node:readline/promises'
 import { styleText } from 'node:util'
 import type { Command, Terminal } from '../cli.ts'
+import { plain } from './plain.ts'
 
 // biome-ignore lint/suspicious/noExplicitAny: the wire's JSON, read field by field
 type Json = Record<string, any>
@@ -47,7 +48,7 @@ Piped, the input is one message: exit code 3 says that the answer waits for an a
     const waiting = answer.data?.approvals ?? []
     if (waiting.length > 0 && !values.json)
       terminal.stderr.write(
-        `${waiting.length} calls wait for approval: ${waiting.map((call: Json) => call.name).join(', ')}\n`,
+        `${waiting.length} calls wait for approval: ${waiting.map((call: Json) => plain(call.name, '')).join(', ')}\n`,
       )
     return waiting.length > 0 ? 3 : 0
   },
@@ -365,19 +366,12 @@ class Screen {
       ([key, value]) => `    ${key}: ${typeof value === 'string' ? value : JSON.stringify(value)}`,
     )
     const parts = [
-      `${this.#style('yellow', [...path, name].join(' > '))}  ${plain(description)}`,
-      ...rows.map(plain),
+      `${this.#style('yellow', plain([...path, name].join(' > '), ''))}  ${plain(description)}`,
+      ...rows.map((row) => plain(row)),
     ]
     if (preview) parts.push(`  ${plain(preview).replaceAll('\n', '\n  ')}`)
     for (const reason of reasons) parts.push(`  because: ${plain(reason)}`)
-    if (expires) parts.push(this.dim(`  until ${expires}`))
+    if (expires) parts.push(this.dim(`  until ${plain(expires, '')}`))
     this.#out.write(`${parts.join('\n')}\n`)
   }
-}
-
-/** Text of a service or a model must not move the cursor, colour the screen or turn the writing around. */
-function plain(text: string): string {
-  return text.replace(/[\p{Cc}\p{Cf}]/gu, (c) =>
-    c === '\n' || c === '\t' ? c : `\\u{${c.codePointAt(0)?.toString(16)}}`,
-  )
 }
