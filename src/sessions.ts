@@ -47,7 +47,11 @@ function stored({ store }: Authority, sessionKey: ChatOptions['sessionKey']): Ke
       ])
     const { agent, principal, threadId, context } = at
     const own = [agent, principal ?? null, context.tenant_id ?? null, threadId]
-    return `session:${sessionKey ? sessionKey(principal, context) : sha256(canonical(own))}`
+    const key: unknown = sessionKey ? sessionKey(principal, context) : sha256(canonical(own))
+    // A promise or undefined would be one text for everybody, and so one session.
+    if (typeof key !== 'string' || key === '')
+      throw new TypeError(`sessionKey must return a text that is not empty, got ${typeof key}`)
+    return `session:${key}`
   }
   return {
     async open(_, at) {
