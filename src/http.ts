@@ -43,7 +43,7 @@ export interface ChatOptions {
   keys?: (string | undefined)[]
   /** Ledger, epoch, sessions. Default: memory, so that approvals end with the process. */
   store?: Store
-  /** The principal of a request; `undefined` is 401, a thrown `Forbidden` 403. */
+  /** The principal of a request; anything but a text that is not empty is 401, a thrown `Forbidden` 403. */
   authenticate?: (req: IncomingMessage) => string | undefined | Promise<string | undefined>
   limits?: Partial<ChatLimits>
   /** Default `plain`: travels readable. `sealed`: only we can read it. `server`: kept in the store. */
@@ -298,9 +298,10 @@ async function answer(door: Door, ask: Ask, live: Live): Promise<void> {
     checkHead(req, limits.bodyBytes)
     const { authenticate } = door
     if (authenticate) {
-      ask.principal = await inTime(authenticate(req), ask.signal)
-      if (ask.principal === undefined)
+      const who: unknown = await inTime(authenticate(req), ask.signal)
+      if (typeof who !== 'string' || who === '')
         throw new DcafError('unauthenticated', 'Who asks is not known.')
+      ask.principal = who
     }
     const body = parse(await readBody(req, limits.bodyBytes, ask.signal), limits)
     admit(door)
@@ -799,6 +800,7 @@ class Lines {
   readonly #stop: AbortController
   #waiting = ''
   #draining: Promise<void> | undefined
+  #ended = false
   started = false
   /** Some text was sent. */
   spoke = false
@@ -813,6 +815,7 @@ class Lines {
 
   /** A promise only while the client does not keep up. */
   write(event: WireEvent): Promise<void> | undefined {
+    if (this.#ended) return undefined // a run that nobody waits for any more
     this.started = true
     this.spoke ||= event.type === 'text_delta'
     if (this.#res.destroyed) return undefined
@@ -860,7 +863,9 @@ class Lines {
 
   /** The terminal event. */
   async end(event: WireEvent): Promise<void> {
-    await this.write(event)
+    const written = this.write(event)
+    this.#ended = true
+    await written
     this.#flush()
     if (!this.#res.destroyed) this.#res.end()
   }
