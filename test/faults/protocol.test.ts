@@ -459,31 +459,37 @@ test('a body over the limit is 413 that its sender sees, and no more of it is re
     `POST /api/chat HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n${more}\r\n`
   const piece = Buffer.alloc(65_536, 0x20)
   const chunk = Buffer.concat([Buffer.from('10000\r\n'), piece, Buffer.from('\r\n')])
-  await tried(t, '100 MB bodies', times(6, 20), async (i) => {
-    const declared = i % 2 === 0
-    const client = await raw(
-      port,
-      head(declared ? 'Content-Length: 104857600\r\n' : 'Transfer-Encoding: chunked\r\n'),
-    )
-    let gone = false
-    client.socket
-      .on('error', () => {})
-      .on('close', () => {
-        gone = true
-      })
-    for (let sent = 0; sent < 1600 && !gone && !client.text(); sent++) {
-      if (!client.socket.write(declared ? piece : chunk))
-        await Promise.race([
-          once(client.socket, 'drain').catch(() => {}),
-          client.closed,
-          client.until('}'),
-        ])
-    }
-    const answer = await client.until('"request_id"')
-    assert.match(answer, /^HTTP\/1\.1 413 /)
-    assert.match(answer, /"code":"body_too_large"/)
-    await client.closed
-  })
+  await tried(
+    t,
+    '100 MB bodies',
+    times(6, 20),
+    async (i) => {
+      const declared = i % 2 === 0
+      const client = await raw(
+        port,
+        head(declared ? 'Content-Length: 104857600\r\n' : 'Transfer-Encoding: chunked\r\n'),
+      )
+      let gone = false
+      client.socket
+        .on('error', () => {})
+        .on('close', () => {
+          gone = true
+        })
+      for (let sent = 0; sent < 1600 && !gone && !client.text(); sent++) {
+        if (!client.socket.write(declared ? piece : chunk))
+          await Promise.race([
+            once(client.socket, 'drain').catch(() => {}),
+            client.closed,
+            client.until('}'),
+          ])
+      }
+      const answer = await client.until('"request_id"')
+      assert.match(answer, /^HTTP\/1\.1 413 /)
+      assert.match(answer, /"code":"body_too_large"/)
+      await client.closed
+    },
+    { atOnce: 6 },
+  )
   while (read.length < times(6, 20)) await new Promise(setImmediate)
   assert.ok(Math.max(...read) <= limit + 262_144, `${Math.max(...read)} bytes read`)
   t.diagnostic(`at most ${Math.max(...read) - limit} bytes beyond the limit`)
