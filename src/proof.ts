@@ -180,9 +180,7 @@ export function audience(who: Who, approver: Tool['approver']): unknown[] {
   const c = who.context
   let list = known.get(who)
   if (!list) {
-    const scopes = Array.isArray(c.scopes)
-      ? c.scopes.map((s) => nameOf(typeof s === 'string' ? s : (s?.name ?? s?.Name))).sort()
-      : null
+    const scopes = Array.isArray(c.scopes) ? c.scopes.map(scopeOf).sort() : (c.scopes ?? null)
     const where = [scopes, c.kubeconfig_path ?? null, cluster(c.kubeconfig), who.bound ?? null]
     list = [
       who.principal ?? null,
@@ -195,24 +193,44 @@ export function audience(who: Who, approver: Tool['approver']): unknown[] {
   return approver === 'requester' ? list : list.with(0, null).with(4, null)
 }
 
-function nameOf(name: unknown): string {
-  return typeof name === 'string' ? name : canonical(name)
+/** Its name where that is all there is beside credentials, which may be renewed; else the rest of it. */
+function scopeOf(scope: unknown): string {
+  if (typeof scope !== 'object') return typeof scope === 'string' ? scope : canonical(scope)
+  const rest = Object.entries(scope ?? {}).filter(([key]) => !/^credentials?$/i.test(key))
+  const [[key, name] = []] = rest
+  const named = rest.length === 1 && /^name$/i.test(`${key}`) && typeof name === 'string'
+  return named ? name : canonical(Object.fromEntries(rest))
 }
 
-/** Which cluster a kubeconfig points at. Where reading it by lines could miss something, the whole of it counts. */
+const renewed = [
+  'token',
+  ...['certificate-authority', 'client-certificate', 'client-key'].map((k) => `${k}-data`),
+]
+/** `token: x` where it can only be a key and its value: not within quotes, `: ` being no part of a bare word. */
+const credential = new RegExp(
+  `"[^"\\n]*"|(?<![^\\s{,])(${renewed.join('|')}): +"?[\\w+/=.~-]+"?(?=\\s*(?:[\\n,}]|$))`,
+  'g',
+)
+
+/** A kubeconfig less what is renewed in it. Where reading YAML by lines could be fooled, all of it counts. */
 function cluster(config: unknown): unknown {
   if (typeof config !== 'string') return config ?? null
   const text = Buffer.from(config, 'base64').toString('utf8')
-  const find = (key: string) =>
-    [...text.matchAll(new RegExp(`"?\\b${key}"?\\s*:\\s*["']?([^\\s"',}]+)`, 'g'))].map((m) => m[1])
-  const servers = find('server').sort()
-  return servers.length === 0 || /[\\&*|>]/.test(text)
-    ? sha256(config)
-    : [find('current-context'), servers]
+  try {
+    const parsed = JSON.parse(text, (key, v) =>
+      typeof v === 'string' && renewed.includes(key) ? null : v,
+    )
+    return sha256(canonical(parsed))
+  } catch {} // then it is YAML
+  const odd = text.split('\n').some((line) => line.split('"').length % 2 === 0)
+  if (odd || /[\\&*|>'!#\ufffd]/.test(text)) return sha256(config)
+  return sha256(text.replace(credential, (match, key) => key ?? match))
 }
 
-/** RFC 8785: sorted keys, no space; numbers and strings as ECMAScript writes them. */
+/** RFC 8785: sorted keys, no space; numbers and strings as ECMAScript writes them. Throws for NaN and infinities. */
 export function canonical(value: unknown): string {
+  if (typeof value === 'number' && !Number.isFinite(value))
+    throw new DcafError('invalid_argument', `${value} is no JSON and cannot be signed`)
   if (typeof value !== 'object' || value === null) return JSON.stringify(value) ?? 'null'
   if (Array.isArray(value)) return `[${value.map(canonical).join(',')}]`
   if (typeof (value as { toJSON?: unknown }).toJSON === 'function')

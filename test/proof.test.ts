@@ -319,7 +319,7 @@ const config = (text: string) => Buffer.from(text).toString('base64')
 const cluster = (kubeconfig: string) =>
   audience(who({ context: { kubeconfig } }), 'requester')[10] as unknown
 
-test('of a kubeconfig the context and the servers count', () => {
+test('of a kubeconfig all counts but tokens and certificates', () => {
   const text = `apiVersion: v1
 clusters:
 - cluster: {server: "https://b:6443", certificate-authority-data: AAAA}
@@ -328,11 +328,22 @@ clusters:
 current-context: prod
 users: [{user: {token: one}}]
 `
-  const known = [['prod'], ['https://a', 'https://b:6443']]
-  assert.deepEqual(cluster(config(text)), known)
-  assert.deepEqual(cluster(config(text.replace('one', 'two'))), known)
-  const json = { clusters: [{ cluster: { server: 'https://a' } }], 'current-context': 'x' }
-  assert.deepEqual(cluster(config(JSON.stringify(json))), [['x'], ['https://a']])
+  const known = cluster(config(text))
+  for (const [was, is] of [
+    ['one', 'two'],
+    ['AAAA', 'BBBB'],
+  ] as const)
+    assert.equal(cluster(config(text.replace(was, is))), known)
+  for (const [was, is] of [
+    ['prod', 'dev'],
+    ['b:6443', 'c:6443'],
+    ['user:', 'exec:'],
+  ] as const)
+    assert.notEqual(cluster(config(text.replace(was, is))), known)
+  const json = (server: string, token: string) =>
+    config(JSON.stringify({ clusters: [{ cluster: { server } }], users: [{ user: { token } }] }))
+  assert.equal(cluster(json('a', 'x')), cluster(json('a', "y'")))
+  assert.notEqual(cluster(json('a', 'x')), cluster(json('b', 'x')))
 })
 
 test('a kubeconfig that cannot be read by lines counts as a whole', () => {
@@ -375,10 +386,12 @@ test('canonical JSON sorts keys by UTF-16 code units, at every depth', () => {
   assert.equal(made, `[{${sorted.map((k) => `${JSON.stringify(k)}:0`).join(',')}}]`)
 })
 
-test('canonical JSON says what JSON would: dates, undefined, what is no number', () => {
+test('canonical JSON says what JSON would: dates, undefined, no number', () => {
   assert.equal(canonical({ at: new Date(0), no: undefined }), '{"at":"1970-01-01T00:00:00.000Z"}')
-  assert.equal(canonical([undefined, Number.NaN, -0, () => 1]), '[null,null,0,null]')
+  assert.equal(canonical([undefined, -0, () => 1]), '[null,0,null]')
   assert.equal(canonical({ toJSON: 'data' }), '{"toJSON":"data"}')
+  for (const none of [Number.NaN, Number.POSITIVE_INFINITY])
+    assert.throws(() => canonical([none]), { code: 'invalid_argument' })
 })
 
 // ------------------------------------------------------------ sealed texts
