@@ -35,7 +35,7 @@ export class MemoryStore implements Store {
 
   #live(key: string): string | undefined {
     const entry = this.#entries.get(key)
-    return entry && entry.expires > Date.now() ? entry.value : undefined
+    return entry && entry.expires > performance.now() ? entry.value : undefined
   }
 
   /** Expired keys that nobody writes again are dropped here, at most once a minute. */
@@ -50,7 +50,7 @@ export class MemoryStore implements Store {
   }
 
   async set(key: string, value: string, ttlMs?: number): Promise<void> {
-    const now = Date.now()
+    const now = performance.now() // a wall clock that is set forth and back would forget what ran
     const expires = now + (lifetime(ttlMs) ?? Number.POSITIVE_INFINITY)
     this.#sweep(now)
     this.#entries.set(key, { value, expires })
