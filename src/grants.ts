@@ -14,6 +14,8 @@ export interface Grant {
   agent: string
   tool: string
   where: Record<string, unknown>
+  /** `where` is all of the input: the grant came without one. */
+  whole?: true
   until: string
   maxUses: number
   uses: number
@@ -79,11 +81,14 @@ export function grantBook(given: Store, options: GrantOptions = {}): GrantBook {
       const uses = request.max_uses ?? maxUses
       if (!Number.isSafeInteger(uses) || uses < 1)
         throw new DcafError('invalid_request', 'grant.max_uses must be a whole number above 0')
+      if (request.where && Object.keys(request.where).length === 0)
+        throw new DcafError('invalid_request', 'grant.where must name a key: empty covers anything')
       const grant: Grant = {
         id: `gr_${crypto.randomUUID()}`,
         agent: call.agent,
         tool: call.name,
         where: request.where ?? (call.input as Record<string, unknown>),
+        ...(!request.where && { whole: true as const }),
         until: new Date(Math.min(asked, Date.now() + maxMs)).toISOString(),
         maxUses: Math.min(uses, maxUses),
         uses: 0,
@@ -128,8 +133,9 @@ function live(text: string | undefined): Grant[] {
   )
 }
 
-function covers({ where }: Grant, input: unknown): boolean {
+function covers({ where, whole }: Grant, input: unknown): boolean {
   const given = input as Record<string, unknown>
+  if (whole) return canonical(given) === canonical(where)
   return Object.entries(where).every(
     ([key, value]) => Object.hasOwn(given, key) && canonical(given[key]) === canonical(value),
   )

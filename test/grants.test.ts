@@ -244,7 +244,7 @@ test('a grant answers no denial, no freeze, and nothing that hides', async () =>
   let deny = false
   let frozen: string | false = false
   const it = granting({}, { policy: () => (deny ? 'deny' : 'ask'), frozen: () => frozen })
-  await it.give(await it.ask(), { where: {} })
+  await it.give(await it.ask(), { where: { table: 'a' } })
   deny = true
   assert.deepEqual(told(await it.ask()), ['Denied by policy: no reason given'])
   deny = false
@@ -349,6 +349,7 @@ test('a grant is listed as it stands, and covers nothing once revoked', async ()
     agent: 'db',
     tool: 'drop',
     where: { table: 'a', cascade: false },
+    whole: true,
     maxUses: 5,
     uses: 1,
     by: 'ann',
