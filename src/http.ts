@@ -80,6 +80,8 @@ export type LogEntry = {
 
 export interface ChatLimits extends RunLimits {
   bodyBytes: number
+  /** Of all bodies that are being read, the first 64 KiB of each not counted; beyond it 503. Default 128 MiB. */
+  bodiesBytes: number
   jsonDepth: number
   jsonNodes: number
   messages: number
@@ -92,6 +94,7 @@ export interface ChatLimits extends RunLimits {
 }
 const doorLimits = {
   bodyBytes: 4_194_304,
+  bodiesBytes: 134_217_728,
   jsonDepth: 64,
   jsonNodes: 200_000,
   messages: 1_000,
@@ -103,6 +106,8 @@ const doorLimits = {
 
 export interface ChatHandler {
   (req: IncomingMessage, res: ServerResponse): Promise<boolean>
+  /** As it was given: whose an `Idempotency-Key` is. */
+  readonly authenticate: ChatOptions['authenticate']
   /** New requests are answered 503 from now on. */
   drain(): void
   readonly draining: boolean
@@ -156,7 +161,17 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
       ? undefined
       : import('./sessions.ts').then((m) => m.keeper(mode, authority, options.sessionKey))
   const lastMs = 1_000 + Math.max(limits.toolMs, ...timeoutsOf(agent))
-  const door: Door = { ...options, options, agent, store, limits, keeper, lastMs, admitted: 0 }
+  const door: Door = {
+    ...options,
+    options,
+    agent,
+    store,
+    limits,
+    keeper,
+    lastMs,
+    admitted: 0,
+    bodies: 0,
+  }
   const { stallMs } = limits
   if (trustClient)
     note(door, undefined, 'warn', 'trust_client', {
@@ -217,6 +232,7 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
   }
 
   const state = {
+    authenticate: { value: options.authenticate },
     drain: {
       value: () => {
         draining = true
@@ -248,6 +264,8 @@ type Door = ChatOptions & {
   options: ChatOptions
   /** Requests whose body is read and whose run is under way: a slow sender takes no place. */
   admitted: number
+  /** Bytes of bodies under way, as far as they count. */
+  bodies: number
   keeper: Promise<Keeper> | undefined
 }
 /** How a session comes and goes where it does not travel readable; sessions.ts makes them. */
@@ -303,7 +321,7 @@ async function answer(door: Door, ask: Ask, live: Live): Promise<void> {
         throw new DcafError('unauthenticated', 'Who asks is not known.')
       ask.principal = who
     }
-    const body = parse(await readBody(req, limits.bodyBytes, ask.signal), limits)
+    const body = parse(await readBody(door, req, ask.signal), limits)
     admit(door)
     door.admitted++
     ask.admitted = true
@@ -389,10 +407,12 @@ async function heard(
   let text = ''
   const lines = new Set<ExecutedCall>()
   const emit = (event: RunEvent) => {
-    const isSaid = event.type === 'text_delta' || event.type === 'intermittent_update'
-    const said = isSaid ? (maskJson(event, mask) as RunEvent) : event
+    for (const line of executedIn(event)) lines.add(line)
+    if (event.type !== 'text_delta' && event.type !== 'intermittent_update')
+      return options.emit?.(event)
+    const said = { ...event, text: mask(event.text) }
     if (said.type === 'text_delta') text += said.text
-    for (const line of executedIn(said)) lines.add(line)
+    else said.content = maskJson(said.content, mask) as Record<string, unknown>
     return options.emit?.(said)
   }
   try {
@@ -446,23 +466,33 @@ function tooLarge(bodyBytes: number): DcafError {
   )
 }
 
-function readBody(req: IncomingMessage, bodyBytes: number, signal: AbortSignal): Promise<Buffer> {
+/** Beyond it a body counts: a few small ones pass beside whoever sends many large ones slowly. */
+const uncounted = 65_536
+
+function readBody(door: Door, req: IncomingMessage, signal: AbortSignal): Promise<Buffer> {
+  const { bodyBytes, bodiesBytes } = door.limits
   return new Promise((resolve, reject) => {
     const early = 'the body was read before: what parses bodies (express.json()) must come after'
     if (req.readableEnded) return reject(new DcafError('internal_error', early))
     const chunks: Buffer[] = []
     let size = 0
+    const counted = (): number => Math.max(0, size - uncounted)
     const end = (settle: () => void): void => {
+      door.bodies -= counted()
       req.off('data', onData).off('end', onEnd).off('error', onError)
       signal.removeEventListener('abort', onAbort)
       settle()
     }
     const onData = (chunk: Buffer): void => {
+      door.bodies -= counted()
       size += chunk.length
+      door.bodies += counted()
       chunks.push(chunk)
-      if (size <= bodyBytes) return
+      if (size <= bodyBytes && door.bodies <= bodiesBytes) return
       req.pause()
-      end(() => reject(tooLarge(bodyBytes)))
+      const most = `The server reads ${bodiesBytes} bytes of bodies at once (limit bodiesBytes).`
+      const busy = () => new DcafError('busy', most, { retryable: true, retryAfterMs: 1000 })
+      end(() => reject(size > bodyBytes ? tooLarge(bodyBytes) : busy()))
     }
     const onEnd = () => end(() => resolve(Buffer.concat(chunks)))
     const onError = () => end(() => reject(new DcafError('aborted', 'the client went away')))
@@ -1003,9 +1033,12 @@ function note(
   if (!door.log) return
   const mask = ask?.mask ?? masker([])
   const ids = ask ? { request_id: ask.requestId, ...tracing(ask.context) } : {}
-  const entry = { level, event, time: new Date().toISOString(), ...ids, ...more }
   const clean = (text: string) => oneLine(mask(text))
-  quietly(() => door.log?.(maskJson(JSON.parse(JSON.stringify(entry)), clean) as LogEntry))
+  quietly(() => {
+    const said = Object.entries(JSON.parse(JSON.stringify({ ...ids, ...more })))
+    const data = Object.fromEntries(said.map(([key, value]) => [key, maskJson(value, clean)]))
+    return door.log?.({ level, event, time: new Date().toISOString(), ...data })
+  })
 }
 
 /** Neither listener nor log hurts anybody, and nobody waits for them. */

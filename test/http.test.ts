@@ -1856,6 +1856,28 @@ test('log entries have no hidden characters, and cut what a client made long', a
   assert.match(JSON.stringify(entry), /^[\x20-\x7e]+$/)
 })
 
+test('a secret that reads like a word of ours hides no word of ours', async (t) => {
+  const speak = async (_: unknown, { emit }: { emit?: (e: RunEvent) => unknown }) => {
+    await emit?.({ type: 'intermittent_update', text: 'a text', content: { text: 'text' } })
+    await emit?.({ type: 'text_delta', text: 'some text' })
+    return { text: '' }
+  }
+  for (const secret of ['text', 'text_delta', 'intermittent_update', 'info', 'request', 'status']) {
+    const log: LogEntry[] = []
+    const { stream } = await serve(t, speak, { log: (entry) => log.push(entry) })
+    const platform_context = { duplo_token: secret }
+    const { lines } = await stream({ messages: [u('x', undefined, { platform_context })] })
+    assert.deepEqual(types(lines), ['intermittent_update', 'text_delta', 'done'])
+    const { level, event, status } = log.at(-1) ?? {}
+    assert.deepEqual([level, event, status], ['info', 'request', 200])
+    if (secret === 'text')
+      assert.deepEqual(
+        [lines[0]?.text, Object.values(lines[0]?.content), lines[1]?.text],
+        ['a [redacted]', ['[redacted]'], 'some [redacted]'],
+      )
+  }
+})
+
 test('a log or a listener that throws, rejects or hangs hurts nobody', async (t) => {
   const bad = [
     () => {
