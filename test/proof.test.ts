@@ -66,8 +66,8 @@ test('an id is its nonce, key, expiry, what was shown, and a MAC, as documented'
 })
 
 test('a nonce is tc_ and 12 random bytes, so 19 characters', () => {
-  const made = new Set(Array.from({ length: 100 }, nonce))
-  assert.equal(made.size, 100)
+  const made = new Set(Array.from({ length: 1_000 }, nonce))
+  assert.equal(made.size, 1_000)
   for (const one of made) assert.match(one, /^tc_[\w-]{16}$/)
 })
 
@@ -417,6 +417,14 @@ test('what was sealed for something else does not open', () => {
   )
   const rotated = new Authority(memoryStore(), [key(2), key(1)])
   assert.equal(rotated.open(sealed, ['ops'], 'epoch', 'run'), 'text')
+})
+
+test('what was sealed is written in one way only', () => {
+  const authority = new Authority(memoryStore(), [key(1)])
+  const sealed = authority.seal('text', [], '', 'run')
+  for (const more of ['=', ' ', '\n', '.'])
+    for (const other of [sealed + more, more + sealed])
+      assert.equal(authority.open(other, [], '', 'run'), undefined)
 })
 
 test('no text is sealed the same way twice, and no byte of one may change', () => {
