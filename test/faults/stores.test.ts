@@ -187,11 +187,12 @@ for (const { name, open, skip } of worlds.slice(1))
     const opened: (() => Promise<void>)[] = []
     const through = async (timeoutMs = 5_000): Promise<Store> => {
       const { url } = world.where as { url: string }
-      proxy = await proxyOf(url, world.port)
+      const mine = await proxyOf(url, world.port)
+      proxy = mine
       const where = { ...world.where, url: proxy.url, timeoutMs } as Where
       const { store, close } = await openStore(where)
       await store.set('warm', 'x') // the first write of a minute prunes first
-      opened.push(close, () => proxy.close())
+      opened.push(close, () => mine.close())
       return store
     }
     before(async () => {
@@ -353,7 +354,7 @@ async function storm(t: TestContext, server: OwnServer) {
   const { store, close } = await openStore({ ...server.where, timeoutMs: 1_000 })
   const it = await desk(t, store)
   const isNightly = Boolean(process.env.DCAF_NIGHTLY)
-  const [most, ms] = isNightly ? [5_000, 600_000] : [500, 30_000]
+  const [most, ms] = isNightly ? [5_000, 600_000] : [2_000, 30_000]
   const endsAt = Date.now() + ms
   const calls: Call[] = []
   let working = 4
