@@ -81,7 +81,8 @@ for (const jump of [-hour, hour])
 
 test('a record outlives its approval by a day, and then the expiry refuses', async (t) => {
   t.mock.timers.enable({ apis: ['Date'], now: 1_800_000_000_000 })
-  const it = await open(t)
+  const store = memoryStore()
+  const it = await open(t, { store, keys: [key(1)] })
   const item = await it.propose()
   assert.equal(await it.approve(item), 'dropped a')
   for (const late of [61_000, 23 * hour]) {
@@ -89,6 +90,7 @@ test('a record outlives its approval by a day, and then the expiry refuses', asy
     assert.equal(await it.approve(item), 'dropped a')
   }
   t.mock.timers.setTime(Date.parse(item.expires_at) + 25 * hour)
+  await store.delete(`call:${item.id.split('.')[0]}`) // as it is now: a store forgets by a clock of its own
   assert.match(await it.approve(item), /^Not executed: this approval expired at/)
   assert.deepEqual(it.counts.dropped, ['a'])
   row(t, 'replays before and after the record is gone', 4, 0)
