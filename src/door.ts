@@ -139,10 +139,16 @@ export interface IdempotencyOptions {
   store: Store
   /** How long an answer is kept. Default 24 hours. */
   ttlMs?: number
-  /** Whose key it is: the handler's `authenticate`. Default: whoever sends the same `authorization` and `cookie`. */
+  /**
+   * Whose key it is; without an answer the handler is asked as if there were no key. Default: `authenticate` of the
+   * `chatHandler` that is wrapped, or where it has none, whoever sends the same `authorization` and `cookie`. Needed
+   * around any other handler: what authenticates there is not known here, and nobody may get the answer of another.
+   */
   principal?: (req: IncomingMessage) => string | undefined | Promise<string | undefined>
   /** Bodies beyond this pass as if without a key, for the handler to refuse. Default 4 MiB. */
   bodyBytes?: number
+  /** Of all bodies that are being read, the first 64 KiB of each not counted; beyond it 503. Default 128 MiB. */
+  bodiesBytes?: number
   /** Answers beyond this are not kept, and not made again either. Default 1 MiB. */
   answerBytes?: number
   /** How long a client may take to read an answer that is sent again. Default 30 s. */
@@ -157,8 +163,10 @@ type Kept = { hash: string; answer?: Answer }
 
 /** As long as a request may take, and some more: after a crash a key is free again by then. */
 const claimMs = 900_000
-/** Requests that wait for the answer to another, or whose body is being read. */
+/** Requests that wait for the answer to another. */
 const maxWaiting = 100
+/** Of each body: large ones keep out no small one. */
+const uncounted = 65_536
 
 /**
  * A POST with an `Idempotency-Key` (1 to 255 visible ASCII characters) is answered once; sent again, it gets the first
@@ -166,9 +174,17 @@ const maxWaiting = 100
  * `busy` in another. The same key with another body is 422. Answers other than 2xx, streams that failed before anything
  * ran, and requests whose client went away are not kept: sent again, they run again, and approvals hold once by themselves.
  */
-export function withIdempotency(handler: Handler, options: IdempotencyOptions): Handler {
+export function withIdempotency(
+  handler: Handler & { authenticate?: IdempotencyOptions['principal'] },
+  options: IdempotencyOptions,
+): Handler {
   const { store, ttlMs = 86_400_000, bodyBytes = 4_194_304, answerBytes = 1_048_576 } = options
-  const { principal = byCredentials, stallMs = 30_000 } = options
+  const { bodiesBytes = 134_217_728, stallMs = 30_000 } = options
+  const own = 'authenticate' in handler ? (handler.authenticate ?? byCredentials) : undefined
+  const principal = options.principal ?? own
+  if (!principal)
+    throw wrong('withIdempotency needs principal: who asks, where the handler is not a chatHandler')
+  const bodies = { bytes: 0, limit: bodiesBytes }
   const paths = pathsOf(options.basePath)
   const running = new Map<string, { hash: string; answer: Promise<Answer | undefined> }>()
   let waiting = 0
@@ -208,6 +224,7 @@ export function withIdempotency(handler: Handler, options: IdempotencyOptions): 
       const before = running.get(id)
       if (!before) break
       if (before.hash !== hash) return refuseOther(res)
+      if (waiting >= maxWaiting) return refuse(res, 503, 'busy', 'Too many requests are waiting.')
       waiting++
       const answer = await before.answer
       waiting--
@@ -231,21 +248,17 @@ export function withIdempotency(handler: Handler, options: IdempotencyOptions): 
     if (key === undefined || req.method !== 'POST' || !paths.has(path)) return handler(req, res)
     if (typeof key !== 'string' || !/^[!-~]{1,255}$/.test(key))
       return refuse(res, 422, 'invalid_request', 'Idempotency-Key: 1 to 255 visible characters.')
-    if (waiting >= maxWaiting) return refuse(res, 503, 'busy', 'Too many requests are waiting.')
-    let who: string | undefined
-    let body: Buffer | undefined
-    waiting++
+    let who: unknown
     try {
       who = await principal(req)
-      body = who === undefined ? undefined : await peek(req, bodyBytes)
-    } catch {
-      who = undefined // the handler asks the same and refuses in its own words
-    } finally {
-      waiting--
-    }
+    } catch {} // the handler asks the same and refuses in its own words
+    const body = typeof who === 'string' && who !== '' && (await peek(req, bodyBytes, bodies))
     if (req.destroyed && !req.complete) return true
-    if (who === undefined || body === undefined) return handler(req, res)
-    return inTurn(`idempotency:${sha256(JSON.stringify([who, path, key]))}`, sha256(body), req, res)
+    if (body === 'busy') return tooMuch(req, res)
+    if (!body) return handler(req, res)
+    const { 'content-type': type, 'content-encoding': encoding } = req.headers
+    const id = sha256(JSON.stringify([who, path, key, type, encoding]))
+    return inTurn(`idempotency:${id}`, sha256(body), req, res)
   }
 }
 
@@ -254,23 +267,32 @@ function byCredentials({ headers }: IncomingMessage): string {
 }
 
 /** The body, which stays to be read: it goes back before the stream has said that it ended. `undefined`: not to be had. */
-function peek(req: IncomingMessage, limit: number): Promise<Buffer | undefined> {
+function peek(
+  req: IncomingMessage,
+  limit: number,
+  all: { bytes: number; limit: number },
+): Promise<Buffer | 'busy' | undefined> {
   return new Promise((resolve) => {
     const chunks: Buffer[] = []
     let size = 0
+    const counted = (): number => Math.max(0, size - uncounted)
     const settle = (whole: boolean): void => {
+      const isBusy = all.bytes > all.limit
+      all.bytes -= counted()
       req.off('readable', onReadable).off('end', onEnd).off('close', onEnd).off('error', onEnd)
-      const body = Buffer.concat(chunks)
-      if (size > 0 && !req.destroyed) req.unshift(body)
-      resolve(whole && size > 0 ? body : undefined)
+      const body = Buffer.concat(isBusy ? [] : chunks)
+      if (size > 0 && !isBusy && !req.destroyed) req.unshift(body)
+      resolve(isBusy ? 'busy' : whole && size > 0 ? body : undefined)
     }
     const onEnd = (): void => settle(false)
     const onReadable = (): void => {
       for (let chunk = req.read(); chunk !== null; chunk = req.read()) {
         chunks.push(chunk)
+        all.bytes -= counted()
         size += chunk.length
+        all.bytes += counted()
       }
-      if (req.complete || size > limit) settle(size <= limit)
+      if (req.complete || size > limit || all.bytes > all.limit) settle(size <= limit)
     }
     req.on('readable', onReadable).on('end', onEnd).on('close', onEnd).on('error', onEnd)
   })
@@ -346,6 +368,12 @@ function replay(res: ServerResponse, { status, headers, body }: Answer, stallMs:
   res.writeHead(status).end(Buffer.from(body, 'base64'))
   const timer = setTimeout(() => res.destroy(), stallMs)
   res.once('close', () => clearTimeout(timer))
+  return true
+}
+
+function tooMuch(req: IncomingMessage, res: ServerResponse): true {
+  refuse(res, 503, 'busy', 'Too many bodies are being read.')
+  setTimeout(() => req.complete || req.destroy(), 1_000).unref() // so that the answer arrives
   return true
 }
 

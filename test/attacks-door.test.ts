@@ -1,6 +1,9 @@
 // Ways in that were tried at the edges of the core: policies, masking, the door and what stands around it.
 
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import type { IncomingMessage } from 'node:http'
+import { connect } from 'node:net'
 import { PassThrough, Writable } from 'node:stream'
 import { test } from 'node:test'
 import { type Agent, run } from '../src/agent.ts'
@@ -10,11 +13,13 @@ import { callsOf } from '../src/cli/audit.ts'
 import chat from '../src/cli/chat.ts'
 import { plain } from '../src/cli/plain.ts'
 import type { Terminal } from '../src/cli.ts'
+import { withIdempotency } from '../src/door.ts'
+import { chatHandler } from '../src/http.ts'
 import { matching } from '../src/policies.ts'
 import { scripted } from '../src/providers/scripted.ts'
 import { memoryStore } from '../src/store.ts'
 import { tool } from '../src/tool.ts'
-import { type Json, serve, u } from './harness.ts'
+import { type Json, serve, serveHandler, u } from './harness.ts'
 
 test('a quoted option is still an option: quotes and comments are never run unasked', () => {
   const policy = matching({ allow: ['kubectl get *', /kubectl logs .+/] })
@@ -135,3 +140,58 @@ test('what a trail or a service says stays on its line and has no colour', async
   assert.match(out, /until .*Z\\u\{1b\}/)
   assert.ok(!out.includes('\u001b'))
 })
+
+test('an answer kept under a key is for whom the handler knows as the same, and for nobody else', async (t) => {
+  const answers = { run: 0 }
+  const provider = scripted(() => `private answer ${++answers.run}`)
+  const known = ['alice', 'bob']
+  const authenticate = ({ headers }: IncomingMessage) =>
+    known.find((name) => name === headers['x-user'])
+  const inner = chatHandler({ name: 'a', provider }, { authenticate })
+  const { post } = await serveHandler(t, withIdempotency(inner, { store: memoryStore() }))
+  const ask = async (name?: string, type = 'application/json') => {
+    const headers = {
+      'idempotency-key': 'k',
+      'content-type': type,
+      ...(name && { 'x-user': name }),
+    }
+    const res = await post('/api/chat', { messages: [u('x')] }, headers)
+    const text = await res.body.text()
+    return res.statusCode === 200 ? JSON.parse(text).content : res.statusCode
+  }
+  assert.equal(await ask('alice'), 'private answer 1')
+  assert.equal(await ask('alice'), 'private answer 1')
+  assert.equal(await ask('bob'), 'private answer 2')
+  assert.equal(await ask(), 401)
+  assert.equal(await ask('alice', 'text/plain'), 415)
+  known.shift()
+  assert.equal(await ask('alice'), 401)
+})
+
+test('around a handler that says not who asks, an Idempotency-Key needs principal', () => {
+  const handler = async () => false
+  assert.throws(() => withIdempotency(handler, { store: memoryStore() }), /needs principal/)
+})
+
+for (const kept of [false, true])
+  test(`large bodies that do not end keep out no small one, ${kept ? 'with' : 'without'} a key`, async (t) => {
+    const limits = { bodiesBytes: 200_000 }
+    const chat = chatHandler({ name: 'a', provider: scripted(() => 'hello') }, { limits })
+    const { port, post } = await serveHandler(
+      t,
+      kept ? withIdempotency(chat, { store: memoryStore(), ...limits }) : chat,
+    )
+    const answers: Promise<unknown>[] = []
+    for (let i = 0; i < 4; i++) {
+      const key = kept ? `idempotency-key: k${i}\r\n` : ''
+      const head = `POST /api/chat HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n${key}`
+      const socket = connect(port, '127.0.0.1')
+      t.after(() => socket.destroy())
+      socket.on('error', () => {})
+      answers.push(once(socket, 'data').then(([data]) => assert.match(`${data}`, /^HTTP.1.1 503/)))
+      socket.write(`${head}content-length: 200000\r\n\r\n${' '.repeat(199_999)}`)
+    }
+    await Promise.any(answers) // which of them is a matter of who came first
+    const headers: Record<string, string> = kept ? { 'idempotency-key': 'small' } : {}
+    assert.equal((await post('/api/chat', { messages: [u('x')] }, headers)).statusCode, 200)
+  })

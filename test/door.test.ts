@@ -296,7 +296,7 @@ function counting(answer?: (req: IncomingMessage, res: ServerResponse, body: str
       runs.release = resolve
     })
   }
-  return { handler, runs, hold }
+  return { handler: Object.assign(handler, { authenticate: undefined }), runs, hold }
 }
 
 function poster(url: string) {
@@ -555,10 +555,11 @@ test('other paths and methods pass untouched, and a handler that throws frees th
     return true
   }
   const seen: unknown[] = []
-  const outer = withIdempotency(inner, { store: memoryStore() })
+  const principal = () => 'ann'
+  const outer = withIdempotency(inner, { store: memoryStore(), principal })
   const { url } = await listen(t, async (req, res) => {
     if (req.url === '/mine')
-      return withIdempotency(async () => false, { store: memoryStore() })(req, res)
+      return withIdempotency(async () => false, { store: memoryStore(), principal })(req, res)
     return outer(req, res).catch((error) => {
       seen.push((error as Error).message)
       res.writeHead(500).end()
@@ -611,7 +612,7 @@ test('a handler that has no such path leaves the key free', async (t) => {
   const store = memoryStore()
   const none = await listen(
     t,
-    withIdempotency(async () => false, { store }),
+    withIdempotency(async () => false, { store, principal: () => 'ann' }),
   )
   const { handler } = counting()
   const some = await listen(t, withIdempotency(handler, { store }))

@@ -5,6 +5,7 @@ import type { AddressInfo } from 'node:net'
 import type { TestContext } from 'node:test'
 import { request } from 'undici'
 import type { Agent } from '../src/agent.ts'
+import type { Handler } from '../src/door.ts'
 import { type AgentFunction, type ChatOptions, chatHandler } from '../src/http.ts'
 
 export type Json = Record<string, any>
@@ -15,6 +16,10 @@ export async function serve(
   options: ChatOptions = {},
 ) {
   const handler = chatHandler(agent, options)
+  return { handler, ...(await serveHandler(t, handler)) }
+}
+
+export async function serveHandler(t: TestContext, handler: Handler) {
   const server = createServer(async (req, res) => {
     if (!(await handler(req, res))) res.writeHead(404).end('not ours')
   })
@@ -23,7 +28,8 @@ export async function serve(
     server.closeAllConnections()
     return new Promise((resolve) => server.close(resolve))
   })
-  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  const { port } = server.address() as AddressInfo
+  const url = `http://127.0.0.1:${port}`
   const post = (path: string, body: unknown, headers: Record<string, string> = {}) =>
     request(url + path, {
       method: 'POST',
@@ -32,7 +38,7 @@ export async function serve(
     })
   return {
     url,
-    handler,
+    port,
     server,
     async chat(body: unknown, headers?: Record<string, string>) {
       const res = await post('/api/chat', body, headers)
