@@ -265,11 +265,12 @@ export function unsound(json: unknown, maxDepth: number, maxNodes: number): stri
     const below: unknown[] = []
     for (const value of level) {
       if (typeof value !== 'object' || value === null) continue
-      if (depth === maxDepth) return `it is nested more than ${maxDepth} levels deep`
+      if (depth === maxDepth)
+        return `it is nested more than ${maxDepth} levels deep (limit jsonDepth)`
       for (const [key, inner] of Object.entries(value)) {
         if (key === '__proto__' || key === 'constructor' || key === 'prototype')
           return `the key ${key} is refused`
-        if (++nodes > maxNodes) return `it has more than ${maxNodes} values`
+        if (++nodes > maxNodes) return `it has more than ${maxNodes} values (limit jsonNodes)`
         below.push(inner)
       }
     }

@@ -329,10 +329,10 @@ test('jsonDepth and jsonNodes: exactly is read, one over is 400 and names the li
   for (const [body, status, detail] of [
     [deep(9), 200],
     [deep(10), 200],
-    [deep(11), 400, 'nested more than 10 levels deep'],
+    [deep(11), 400, 'nested more than 10 levels deep (limit jsonDepth)'],
     [wide(49), 200],
     [wide(50), 200],
-    [wide(51), 400, 'more than 50 values'],
+    [wide(51), 400, 'more than 50 values (limit jsonNodes)'],
   ] as const) {
     const got = await chat(body)
     assert.equal(got.status, status)

@@ -379,10 +379,16 @@ test('takes ordinary text of any script, emoji, tab, LF and CR for visible', () 
 test('refuses JSON that is too deep, too large, or names a prototype', () => {
   const deep = (levels: number) => JSON.parse('['.repeat(levels) + ']'.repeat(levels))
   assert.equal(unsound(deep(64), 64, 1000), undefined)
-  assert.equal(unsound(deep(65), 64, 1000), 'it is nested more than 64 levels deep')
-  assert.equal(unsound(deep(100_000), 64, 1000), 'it is nested more than 64 levels deep')
+  assert.equal(
+    unsound(deep(65), 64, 1000),
+    'it is nested more than 64 levels deep (limit jsonDepth)',
+  )
+  assert.equal(
+    unsound(deep(100_000), 64, 1000),
+    'it is nested more than 64 levels deep (limit jsonDepth)',
+  )
   assert.equal(unsound([1, { a: 2 }], 64, 4), undefined)
-  assert.equal(unsound([1, { a: 2 }], 64, 3), 'it has more than 3 values')
+  assert.equal(unsound([1, { a: 2 }], 64, 3), 'it has more than 3 values (limit jsonNodes)')
   for (const key of ['__proto__', 'constructor', 'prototype'])
     assert.equal(unsound(JSON.parse(`[{"a":{"${key}":1}}]`), 64, 99), `the key ${key} is refused`)
   for (const scalar of ['text', 1, null, true]) assert.equal(unsound(scalar, 0, 1), undefined)
