@@ -4,6 +4,7 @@
 // between begin and finish. Does not cover: a stolen key, a store that loses acknowledged writes, what a tool does.
 
 import { randomBytes } from 'node:crypto'
+import { readlinkSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { invisible, maskJson, unsound } from './mask.ts'
 import {
@@ -123,6 +124,8 @@ export interface Scope {
   agent: string
   authority: Authority
   who: Who
+  /** The principals whose words led here; shared by the gates of a run. */
+  askers: Set<string>
   limits: { toolMs: number; approvalTtlMs: number; inputBytes: number; outputBytes: number }
   mask: (text: string) => string
   /** Client gone, deadline, shutdown: stops automatic calls. */
@@ -149,6 +152,9 @@ type Said = { name: string; input: unknown; preview?: string; changed?: boolean 
 type Case = Id & { epoch: string; said: Said; tool: Tool | undefined; before?: string }
 type Checked = { value: unknown; verdict: Word; reasons: string[] }
 type Done = { outcome: Outcome; output: string; by?: string | undefined; fresh?: Call }
+type Work = (
+  finish: (record: Done) => unknown,
+) => Promise<{ record: Done | undefined; answer: Answer }>
 type Entry = Partial<Done> & {
   state: 'running' | 'done'
   owner: string
@@ -160,8 +166,11 @@ type Entry = Partial<Done> & {
 
 const skewMs = 60_000
 const dayMs = 86_400_000
+/** A client's echo holds the input some levels down in a body that may be 64 deep. */
+const maxDepth = 48
 export const unverified =
   'Not executed: this approval could not be verified (altered, moved, or issued by another server).'
+const tooLate = 'Not executed: the request was over before it began.'
 const drifted = 'Not executed: the tool or what it would do changed since this was shown.'
 const running = new WeakMap<Store, Map<string, Promise<Answer>>>()
 
@@ -189,12 +198,14 @@ export class Gate {
 
   /**
    * A call the model just made: its answer, or what is left to do for one: run it now, or ask a person. `grantable`:
-   * no, where a person rejected just this.
+   * whether a person did not reject just this, the filled input. `input` is that.
    */
   async propose(
     call: Call,
-    grantable = true,
-  ): Promise<Answer | { run: () => Promise<Answer> } | { ask: () => Promise<Answer> }> {
+    grantable: (input: unknown) => boolean = () => true,
+  ): Promise<
+    Answer | { run: () => Promise<Answer> } | { ask: () => Promise<Answer>; input: unknown }
+  > {
     const tool = this.#tools.get(call.name)
     const stop = (reason: string): Answer => {
       this.#scope.fact('ToolCallRefused', { callId: call.id, name: call.name, reason })
@@ -224,10 +235,13 @@ export class Gate {
     const hidden = unseen(tool, call.input, value)
     if (hidden) return stop(hidden)
     const { grants, authority } = this.#scope
-    const mayUse = grantable && grants && !frozen && takesGrants(tool)
+    const mayUse = grants && !frozen && takesGrants(tool) && grantable(value)
     const grant = mayUse ? await grants.use(this.#grantCall(tool, value)) : undefined
     if (grant === undefined)
-      return { ask: async () => ({ open: '', fresh: await this.#present(tool, call, checked) }) }
+      return {
+        input: value,
+        ask: async () => ({ open: '', fresh: await this.#present(tool, call, checked) }),
+      }
     const now = {
       nonce: call.id,
       kid: '',
@@ -238,8 +252,12 @@ export class Gate {
       tool,
     }
     const one = { ...now, epoch: await authority.epoch() }
+    const permit = new Permit(mint, tool, value, { ...call, grant }, true)
     return {
-      run: () => this.#once(one, new Permit(mint, tool, value, { ...call, grant }, true), ''),
+      run: async () => {
+        const answer = await this.#once(one, permit, '')
+        return 'open' in answer && !answer.fresh ? failed(answer.open || tooLate) : answer
+      },
     }
   }
 
@@ -260,13 +278,13 @@ export class Gate {
 
   async #weigh(found: Said | undefined, d: Decision): Promise<Answer> {
     const id = parseId(d.id)
-    const said =
-      found ?? d.known ?? (d.name === undefined ? undefined : { name: d.name, input: d.input })
+    const thread = d.known ?? (d.name === undefined ? undefined : { name: d.name, input: d.input })
+    const said = found ?? (thread && { name: thread.name, input: thread.input }) // no preview: others read it
     const altered = said && d.name !== undefined && d.name !== said.name
     if (said && !altered && d.approve && this.#scope.trustClient && !d.id.startsWith('tc_'))
       return this.#trusted(said, d)
     const one = id && said && !altered ? await this.#verify(id, said) : undefined
-    const reason = d.reason ?? 'not approved'
+    const reason = cap(d.reason ?? 'not approved', this.#scope.limits.outputBytes)
     if (!one || !said) return refused(d.approve ? unverified : `Tool rejected: ${reason}`)
     const { tool } = one
     const past = await this.#past(one)
@@ -293,20 +311,21 @@ export class Gate {
     const votes = tool.quorum > 1 ? await this.#vote(tool, one) : undefined
     if (votes !== undefined) return { open: '', votes }
     const permit = new Permit(mint, tool, run.value, { id: one.nonce, name: tool.name }, true)
+    const granted = d.grant && this.#grantCall(tool, copy(run.value)) // the tool may change its input
     const answer = await this.#once(one, permit, edit ? `${changedTo(edit.input)}\n` : '')
     const ran = 'outcome' in answer && answer.outcome === 'ok' && !answer.replayed
-    if (d.grant && ran) await this.#grant(tool, run.value, one.nonce, d.grant)
+    if (d.grant && granted && ran) await this.#grant(tool, granted, one.nonce, d.grant)
     return answer
   }
 
   /** Never rejects: the call ran, whatever becomes of the grant. */
-  async #grant(tool: Tool, input: unknown, callId: string, asked: GrantRequest): Promise<void> {
+  async #grant(tool: Tool, one: GrantCall, callId: string, asked: GrantRequest): Promise<void> {
     const { grants, who, fact } = this.#scope
     const call = { callId, name: tool.name, grantedBy: who.principal }
     const none = grants ? `${tool.name} takes no grants` : 'no grants were handed over to this run'
     if (!grants || !takesGrants(tool)) return fact('GrantRefused', { ...call, reason: none })
     try {
-      const grant = await grants.add(this.#grantCall(tool, input), asked, who.principal)
+      const grant = await grants.add(one, asked, who.principal)
       fact('GrantAdded', { ...call, grant })
     } catch (error) {
       fact('GrantRefused', { ...call, reason: words(error) })
@@ -321,6 +340,12 @@ export class Gate {
     if (past || !id || Date.now() <= id.expires + skewMs) return past
     this.#scope.fact('ToolCallExpired', { callId: id.nonce, name: said.name })
     return expired(id.expires)
+  }
+
+  /** The input as the tool would get it; as it came, where the tool does not take it. */
+  async filled(name: string, input: unknown): Promise<unknown> {
+    const result = await this.#tools.get(name)?.validate(copy(input))
+    return result && 'value' in result ? result.value : input
   }
 
   /** A call that only the thread remembers, as a person must see it again; `undefined` where its id does not hold. */
@@ -352,10 +377,11 @@ export class Gate {
     const { inputBytes } = this.#scope.limits
     if (size > inputBytes)
       return `The input of ${tool.name} has ${size} bytes; the limit inputBytes is ${inputBytes}.`
-    const problem = unsound(input, 64, 100_000)
+    const problem = unsound(input, maxDepth, 100_000)
     const result = problem ? { problem } : await tool.validate(copy(input))
-    if ('problem' in result)
-      return `Invalid input for ${tool.name}: ${this.#scope.mask(result.problem)}`
+    const wrong = 'problem' in result ? result.problem : unsound(result.value, maxDepth, 100_000)
+    if (wrong || 'problem' in result)
+      return `Invalid input for ${tool.name}: ${this.#scope.mask(`${wrong}`)}`
     return { value: result.value, ...(await this.#judge(tool, result.value)) }
   }
 
@@ -372,7 +398,8 @@ export class Gate {
       try {
         const said = policy({ name: tool.name, input: copy(input), tool }, ctx)
         const later = typeof said === 'object' && said !== null && 'then' in said
-        return asVerdict(later ? await within(this.#timeout(tool), said) : said)
+        const word = later ? await within(this.#timeout(tool), said) : said
+        return asVerdict(policy === own ? (word ?? true) : word) // a tool's own word forgot its return
       } catch (error) {
         return asVerdict({
           verdict: 'ask',
@@ -400,26 +427,22 @@ export class Gate {
 
   // ------------------------------------------------------------ what is shown and signed
 
-  async #present(tool: Tool, call: Call, checked: Checked, asker?: string): Promise<Call> {
-    const { authority, limits, who } = this.#scope
+  async #present(tool: Tool, call: Call, checked: Checked, asked?: string): Promise<Call> {
+    const { authority, limits, who, askers } = this.#scope
     const { digest, ...view } = await this.#view(tool, call.input, checked)
     const expiresAt =
       Math.ceil((Date.now() + (tool.approvalTtlMs ?? limits.approvalTtlMs)) / 1000) * 1000
     const id = { nonce: call.id, expires: expiresAt, shown: digest }
     const proof = await authority.sign(id, this.#bound(call, tool.approver))
-    if (tool.approver === 'other') {
-      const principal = asker ?? who.principal
-      if (principal === undefined)
+    if (tool.approver !== 'requester') {
+      const by = askers.size > 0 ? [...askers] : [who.principal].filter((p) => p !== undefined)
+      if (tool.approver === 'other' && !asked && by.length === 0)
         throw new DcafError(
           'invalid_argument',
           `${tool.name} has approver: 'other', so a principal is needed`,
         )
-      await authority.store.swap(
-        `asked:${call.id}`,
-        undefined,
-        principal,
-        expiresAt - Date.now() + dayMs,
-      )
+      const ttl = expiresAt - Date.now() + dayMs
+      await authority.store.swap(`asked:${call.id}`, undefined, asked ?? JSON.stringify(by), ttl)
     }
     return { ...call, status: 'pending', requiresApproval: true, proof, expiresAt, ...view }
   }
@@ -455,7 +478,7 @@ export class Gate {
   }
 
   #clean(text: string): string {
-    return cap(this.#scope.mask(text), this.#scope.limits.outputBytes)
+    return cap(text, this.#scope.limits.outputBytes, this.#scope.mask)
   }
 
   #timeout(tool: Tool | undefined): number {
@@ -485,13 +508,16 @@ export class Gate {
 
   /** Why this principal may not approve. */
   async #stranger(tool: Tool, nonce: string): Promise<string | undefined> {
-    const { who, authority } = this.#scope
+    const { who, authority, askers } = this.#scope
     if ((tool.approver === 'other' || tool.quorum > 1) && who.principal === undefined)
       return unverified
+    if (tool.approver === 'requester') return undefined
+    const asked = await authority.store.get(`asked:${nonce}`)
+    const by = new Set<unknown>(JSON.parse(asked ?? '[]'))
+    for (const principal of by) askers.add(`${principal}`) // what follows from this call they asked for too
     if (tool.approver !== 'other') return undefined
-    const asker = await authority.store.get(`asked:${nonce}`)
-    if (asker === undefined) return unverified
-    return asker === who.principal
+    if (asked === undefined) return unverified
+    return by.has(who.principal)
       ? `Not executed: someone other than who asked must approve ${tool.name}.`
       : undefined
   }
@@ -556,7 +582,9 @@ export class Gate {
     const hidden = typeof checked === 'string' ? checked : unseen(tool, input, checked.value)
     if (typeof checked === 'string' || hidden) return { open: `Not executed: ${hidden}` }
     if (checked.verdict === 'deny') return this.#deny(one, checked)
-    const asker = edit ? undefined : await authority.store.get(`asked:${one.nonce}`)
+    const asked = edit
+      ? who.principal && JSON.stringify([who.principal])
+      : await authority.store.get(`asked:${one.nonce}`)
     const call: Call = {
       id: nonce(),
       name: tool.name,
@@ -566,9 +594,12 @@ export class Gate {
       replaces: one.nonce,
     }
     if (edit || said.changed) call.changed = true
-    const fresh = await this.#present(tool, call, checked, asker)
+    const fresh = await this.#present(tool, call, checked, asked)
     if (!edit && said.preview !== undefined && said.preview !== fresh.preview)
-      fresh.reasons = [...(fresh.reasons ?? []), `It changed. Shown before: ${said.preview}`]
+      fresh.reasons = [
+        ...(fresh.reasons ?? []),
+        this.#clean(`It changed. Shown before: ${said.preview}`),
+      ]
     const open = edit ? 'Not executed: the changed input needs an approval of its own.' : drifted
     const record: Done = { outcome: 'unknown', output: open, fresh, by: who.principal }
     return this.#alone(one, async () => ({ record, answer: { open, fresh } }))
@@ -598,11 +629,13 @@ export class Gate {
   }
 
   async #once(one: Case, permit: Permit, prefix: string): Promise<Answer> {
-    const { who, fact, hardSignal } = this.#scope
+    const { who, fact, signal, hardSignal } = this.#scope
     if (hardSignal?.aborted) return { open: 'Not executed: the server is shutting down.' }
+    // Asked again here: a slow preview, policy or store came after it was asked first.
+    const stop = () => this.#frozenBy() ?? (signal.aborted ? '' : undefined)
     const { id, name, grant } = permit.call
     const by = grant ? `grant:${grant}` : who.principal
-    return this.#alone(one, async (finish) => {
+    const work: Work = async (finish) => {
       fact('ToolCallApproved', { callId: id, name, approvedBy: by, ...(grant && { grant }) })
       const record = (answer: Answer): Done | undefined =>
         'outcome' in answer
@@ -618,16 +651,12 @@ export class Gate {
         record: late ? undefined : record(answer),
         answer: { ...answer, content: prefix + answer.content },
       }
-    })
+    }
+    return this.#alone(one, work, stop)
   }
 
-  /** begin, the work, finish. A second caller in this process gets the first one's answer. */
-  #alone(
-    one: Case,
-    work: (
-      finish: (record: Done) => unknown,
-    ) => Promise<{ record: Done | undefined; answer: Answer }>,
-  ): Promise<Answer> {
+  /** begin, the work, finish; nothing where `stop` says why. A second caller in this process gets the first one's answer. */
+  #alone(one: Case, work: Work, stop?: () => string | undefined): Promise<Answer> {
     const { authority, limits, fact } = this.#scope
     const act = async (): Promise<Answer> => {
       const entry: Entry = {
@@ -644,6 +673,8 @@ export class Gate {
       )
       const ttl = lives - entry.since + dayMs
       if (!(await authority.stillIn(one.epoch))) return refused(unverified)
+      const open = stop?.()
+      if (open !== undefined) return { open }
       underWay.add(entry.run) // before the store can show it to anyone
       const key = `call:${one.nonce}`
       let mine = false
@@ -691,7 +722,9 @@ export class Gate {
       tool.type === 'command'
     )
       return refused(unverified)
-    const key = sha256(canonical([agent, audience(who, 'requester'), d.id, said.name, said.input]))
+    const key = sha256(
+      canonical([agent, this.#path, audience(who, 'requester'), d.id, said.name, said.input]),
+    )
     const now = { nonce: key, kid: '', expires: Date.now(), shown: '', mac: '', said, tool }
     const one: Case = { ...now, epoch: await authority.epoch() }
     const past = await this.#past(one)
@@ -720,7 +753,8 @@ export class Gate {
 
   /** Runs the tool against its clock and never rejects. `outlived` gets the work of a gated call past its clock. */
   async #execute(permit: Permit, outlived?: (work: Promise<Answer>) => void): Promise<Answer> {
-    const { tool, input, call, gated } = permit
+    const { tool, call, gated } = permit
+    const input = copy(permit.input) // as it was begun with: a tool may change what it is given
     const { context, signal, hardSignal, after, fact, mask } = this.#scope
     const controller = new AbortController()
     const started = performance.now()
@@ -750,7 +784,7 @@ export class Gate {
       const ctx = context(call, controller.signal)
       let result: Result
       try {
-        const value = await tool.execute(input, ctx)
+        const value = await tool.execute(permit.input, ctx)
         if (value instanceof Paused) {
           if (tool.agent) return { open: '', child: value.state }
           throw new Error('the agent behind it waits for a person: make such a tool with agentTool')
@@ -760,7 +794,7 @@ export class Gate {
         result = fail(words(error))
       }
       if (after) {
-        result = await after({ id: call.id, name: call.name, input }, result, ctx)
+        result = await after({ id: call.id, name: call.name, input: copy(input) }, result, ctx)
         result = { ...result, content: this.#clean(result.content) }
       }
       return ended(result, given ? { late: true } : undefined)
@@ -821,14 +855,24 @@ export function paused(state: unknown): Paused {
 /** Begun by this process and not ended, the late ones included. */
 const underWay = new Set<number>()
 let runs = 0
-const owner = `${hostname()}:${process.pid}:${randomBytes(6).toString('hex')}`
+/** Two containers may share a host name and a pid, but not the namespace that pids are counted in. */
+const namespace = pidNamespace()
+const owner = `${hostname()}:${process.pid}:${randomBytes(6).toString('hex')}${namespace}`
+
+function pidNamespace(): string {
+  try {
+    return `@${readlinkSync('/proc/self/ns/pid').replace(/\D/g, '')}`
+  } catch {
+    return '' // not Linux
+  }
+}
 
 /** True when whoever began it cannot finish it any more: dead on this host, done with it here, or far past its clock. */
 function gone(entry: Entry): boolean {
   if (Date.now() > entry.since + (entry.timeoutMs ?? 0) + skewMs) return true
-  const [, host, pid] = /^(.*):(\d+):\w+$/.exec(entry.owner) ?? []
+  const [, host, pid, where = namespace] = /^(.*):(\d+):\w+(@\d+)?$/.exec(entry.owner) ?? []
   if (entry.owner === owner) return !underWay.has(entry.run)
-  if (host !== hostname()) return false
+  if (host !== hostname() || where !== namespace) return false
   if (Number(pid) === process.pid) return true
   try {
     return !process.kill(Number(pid), 0)
@@ -899,7 +943,7 @@ export function words(error: unknown): string {
 }
 /** What a policy or a preview does to its input must not reach the tool. JSON by hand: a tenth of structuredClone. */
 function copy(input: unknown): unknown {
-  if (typeof input !== 'object' || input === null) return input
+  if (typeof input !== 'object' || input === null) return input === 0 ? 0 : input // signed as 0, so no -0
   if (Array.isArray(input)) return input.map(copy)
   if (Object.getPrototypeOf(input) !== Object.prototype) return cloned(input)
   return Object.fromEntries(Object.entries(input).map(([key, value]) => [key, copy(value)]))
@@ -934,16 +978,26 @@ function hides(value: unknown): boolean {
   return typeof value === 'object' && value !== null && Object.entries(value).flat().some(hides)
 }
 
-/** At most `limit` bytes of UTF-8: the head, a marker, the tail; no character is cut, and no large copy is made. */
-export function cap(text: string, limit: number): string {
+/** No secret, however encoded, is longer in one piece: a cut may leave so much of one unknown. */
+const torn = 4_096
+
+/**
+ * At most `limit` bytes of UTF-8: the head, a marker, the tail; no character is cut, and no large copy is made. Masked
+ * first, but of a far longer text only what is kept, less what the cut may have torn.
+ */
+export function cap(text: string, limit: number, mask?: (text: string) => string): string {
+  const far = mask && text.length > 2 * (limit + torn)
+  if (mask && !far) return cap(mask(text), limit)
   const bytes = text.length * 3 > limit ? Buffer.byteLength(text) : 0
   if (bytes <= limit) return text
   const marker = `\n[... ${bytes} bytes, cut to ${limit} ...]\n`
   const room = Math.max(0, limit - marker.length)
   const tail = Math.floor(room / 4)
-  const head = Buffer.from(text.slice(0, room)).subarray(0, room - tail)
-  const end = Buffer.from(text.slice(text.length - tail))
-  const last = end.subarray(end.length - tail)
+  const first = far ? mask(text.slice(0, room + torn)).slice(0, -torn) : text.slice(0, room)
+  const final = far ? mask(text.slice(-tail - torn)).slice(torn) : text.slice(text.length - tail)
+  const head = Buffer.from(first).subarray(0, room - tail)
+  const end = Buffer.from(final)
+  const last = end.subarray(Math.max(0, end.length - tail))
   return `${head}`.replace(/\uFFFD$/, '') + marker + `${last}`.replace(/^\uFFFD+/, '') // what the cut tore
 }
 

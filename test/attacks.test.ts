@@ -2,11 +2,105 @@
 
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { approve } from '../src/agent.ts'
+import {
+  type Agent,
+  approve,
+  approveAll,
+  InterceptorError,
+  type RunOptions,
+  reject,
+  resume,
+  run,
+} from '../src/agent.ts'
+import { cap } from '../src/approval.ts'
 import { grantBook } from '../src/grants.ts'
 import { audience } from '../src/proof.ts'
-import { memoryStore } from '../src/store.ts'
-import { desk, idOf, type Json } from './desk.ts'
+import { DcafError } from '../src/providers/provider.ts'
+import { type ScriptFunction, scripted } from '../src/providers/scripted.ts'
+import { memoryStore, type Store } from '../src/store.ts'
+import { agentTool } from '../src/subagent.ts'
+import { type Tool, tool } from '../src/tool.ts'
+import { desk, dropTool, idOf, type Json, outputs, testKey, told } from './desk.ts'
+
+/** One reply after another: calls by name and input, or words. */
+const script = (...replies: ([string, unknown][] | string)[]): ScriptFunction => {
+  let next = 0
+  return () => {
+    const reply = replies[next++] ?? 'ok'
+    if (typeof reply === 'string') return reply
+    return { calls: reply.map(([name, input]) => ({ name, input: input as Json })) }
+  }
+}
+const allowing = (name: string, execute: Tool['execute'] = () => 'done', more: Json = {}) =>
+  tool({ name, description: name, input: { type: 'object' }, execute, ...more } as never)
+
+// ------------------------------------------------------------ four eyes
+
+const step = (name: string, ran: string[], more: Json = {}) =>
+  allowing(name, () => ran.push(name), { requiresApproval: true, approver: 'other', ...more })
+
+for (const [claim, first, forgets] of [
+  ['the run', 'other', false],
+  ['the thread alone', 'other', true],
+  ['the thread alone, after a step that anyone may approve', 'anyone', true],
+] as const)
+  test(`who asked for two steps approves none of them, known from ${claim}`, async () => {
+    const ran: string[] = []
+    const tools = [step('restart', ran, { approver: first }), step('drop', ran)]
+    const provider = scripted(script([['restart', {}]], [['drop', {}]]))
+    const agent: Agent = { name: 'ops', provider, tools }
+    const as = (principal: string): RunOptions => ({
+      store,
+      keys: [testKey],
+      principal,
+      threadId: 't',
+    })
+    const store = memoryStore()
+    const asked = await run(agent, { messages: 'restart, then drop' }, as('mallory'))
+    const restart = asked.pending[0] as Json
+    const decision = { id: restart.id, name: 'restart', input: {}, approve: true }
+    const second = forgets
+      ? await run(agent, { messages: '', decisions: [decision] }, as('bob'))
+      : await resume(agent, asked, approveAll(asked), as('bob'))
+    assert.deepEqual([ran, second.pending.map((c) => c.name)], [['restart'], ['drop']])
+    const alone = await resume(agent, second, approveAll(second), as('mallory'))
+    assert.match(outputs(alone)[0] ?? '', /someone other than who asked must approve drop/)
+    await resume(agent, second, approveAll(second), as('carol'))
+    assert.deepEqual(ran, ['restart', 'drop'])
+  })
+
+for (const principal of [null, '', false, 0, { id: 'ann' }])
+  test(`a principal of ${JSON.stringify(principal)} is nobody's name: nothing is asked`, async () => {
+    const it = desk()
+    await assert.rejects(it.propose({ principal: principal as never }), /principal must be a text/)
+    assert.equal(it.provider.requests.length, 0)
+  })
+
+test('what bindContext promises is bound as what it returns is', async () => {
+  const bindContext = async ({ account }: Json) => ({ account, absent: undefined })
+  const it = desk({}, {}, { bindContext })
+  const first = await it.propose({ context: { account: 'staging' } })
+  const moved = await it.decide(first, approveAll(first), { context: { account: 'prod' } })
+  assert.match(outputs(moved)[0] ?? '', /could not be verified/)
+  await it.decide(first, approveAll(first), { context: { account: 'staging' } })
+  assert.equal(it.ran.length, 1)
+})
+
+for (const [claim, bound] of [
+  ['a Map', new Map([['a', 1]])],
+  ['a function', () => 1],
+  ['a number that is none', { a: [Number.NaN] }],
+  ['a date', { at: new Date(0) }],
+] as const)
+  test(`a bindContext that returns ${claim} binds nothing, so nothing is asked`, async () => {
+    const it = desk({}, {}, { bindContext: () => bound })
+    await assert.rejects(it.propose(), /bindContext must return plain JSON/)
+  })
+
+test('the whole context, which is its tracing ids as JSON, cannot be what is bound', async () => {
+  const it = desk({}, {}, { bindContext: (context) => context })
+  await assert.rejects(it.propose({ context: { account: 'a' } }), /bindContext must return/)
+})
 
 // ------------------------------------------------------------ what an approval is bound to
 
@@ -92,3 +186,278 @@ for (const [claim, where] of [
     assert.equal(await use({ table: 'a', cascade: false, force: true }), undefined)
     assert.equal((await use({ table: 'a', cascade: false })) === undefined, where !== undefined)
   })
+
+// ------------------------------------------------------------ what runs, and what is said of it
+
+test('a tool that changes its input widens no grant and no audit', async () => {
+  const store = memoryStore()
+  const execute = (input: Json) => {
+    delete input.table
+    return 'dropped'
+  }
+  const after: unknown[] = []
+  const afterTool: Agent['afterTool'] = ({ input }) => {
+    after.push(structuredClone(input))
+    ;(input as Json).table = 'other'
+    return undefined
+  }
+  const it = desk({ grantable: true, execute }, { afterTool }, { store, grants: grantBook(store) })
+  const first = await it.propose()
+  await it.decide(first, [{ ...approve(idOf(first)), grant: {} }])
+  const input = { table: 'a', cascade: false }
+  assert.deepEqual([it.of('ToolExecuted')[0]?.input, after], [input, [input]])
+  const provider = scripted(script([['drop', { table: 'users' }]]))
+  const next = await run({ ...it.agent, provider }, { messages: 'again' }, it.options)
+  assert.deepEqual(
+    next.pending.map((c) => c.input),
+    [{ table: 'users' }],
+  )
+})
+
+test('a rejected call runs by no grant and is asked no more where a default is spelled out', async () => {
+  const store = memoryStore()
+  const grants = grantBook(store)
+  const [a, b, spelled] = [{ table: 'a' }, { table: 'b' }, { table: 'b', cascade: false }]
+  const replies = script(
+    [
+      ['drop', a],
+      ['drop', b],
+    ],
+    [['drop', spelled]],
+    'gave up',
+  )
+  const it = desk({ grantable: true }, { provider: scripted(replies) }, { store, grants })
+  const first = await it.propose()
+  const where = { cascade: false }
+  const decisions = [
+    { ...approve(idOf(first)), grant: { where } },
+    reject(idOf(first, 1), 'b lives'),
+  ]
+  const last = await it.decide(first, decisions)
+  assert.deepEqual([it.ran, last.pending, last.text], [[{ ...a, ...where }], [], 'gave up'])
+  assert.match(told(last)[0] ?? '', /rejected: b lives/)
+})
+
+test('a rejection that only the thread remembers holds for a default that is spelled out', async () => {
+  const it = desk()
+  const first = await it.propose()
+  const provider = scripted(script([['drop', { table: 'a', cascade: false }]], 'gave up'))
+  const decisions = [{ ...reject(idOf(first), 'no'), name: 'drop', input: { table: 'a' } }]
+  const last = await run({ ...it.agent, provider }, { messages: '', decisions }, it.options)
+  assert.deepEqual([last.pending, last.text], [[], 'gave up'])
+})
+
+test('what is over before an approved tool begins consumes nothing', async () => {
+  const over = new AbortController()
+  let slow = false
+  const preview = async () => {
+    if (slow) over.abort(new DcafError('deadline', 'over'))
+    return 'p'
+  }
+  const it = desk({ preview })
+  const first = await it.propose()
+  slow = true
+  const late = await it.decide(first, approveAll(first), { signal: over.signal })
+  assert.deepEqual([it.ran, late.executed, late.error?.code], [[], [], 'deadline'])
+  slow = false
+  await it.decide(first, approveAll(first))
+  assert.equal(it.ran.length, 1)
+})
+
+test('what is frozen while a preview is made runs nothing and consumes nothing', async () => {
+  let frozen: string | false = false
+  let slow = false
+  const preview = async () => {
+    if (slow) frozen = 'incident'
+    return 'p'
+  }
+  const it = desk({ preview }, { frozen: () => frozen })
+  const first = await it.propose()
+  slow = true
+  const held = await it.decide(first, approveAll(first))
+  assert.deepEqual([it.ran, outputs(held)], [[], ['Not executed: frozen: incident']])
+  slow = false
+  frozen = false
+  await it.decide(first, approveAll(first))
+  assert.equal(it.ran.length, 1)
+})
+
+test('a call whose grant met a freeze has a result, and the run goes on', async () => {
+  const store = memoryStore()
+  const book = grantBook(store)
+  let frozen: string | false = false
+  const grants = {
+    ...book,
+    use: async () => {
+      frozen = 'incident'
+      return 'gr_1'
+    },
+  }
+  const it = desk({ grantable: true }, { frozen: () => frozen }, { store, grants })
+  const result = await it.propose()
+  assert.deepEqual(
+    [it.ran, told(result), result.text],
+    [[], ['Not executed: frozen: incident'], 'ok'],
+  )
+})
+
+const served = (child: Partial<Agent>, provider = scripted(script([['kid', { task: 'x' }]]))) => {
+  const kid: Agent = { name: 'kid', description: 'k', provider: scripted(script()), ...child }
+  return { provider, agent: { name: 'ops', provider, tools: [agentTool(kid)] } satisfies Agent }
+}
+
+test('what failed in a child is told by its code, not in its words', async () => {
+  const systemContext = () => {
+    throw new Error('CANARY at /secret/path')
+  }
+  const { agent, provider } = served({ systemContext })
+  const facts: Json[] = []
+  const result = await run(agent, { messages: 'x' }, { onEvent: (fact) => facts.push(fact) })
+  assert.deepEqual(told(result), ['Error executing kid: the agent kid failed: internal_error'])
+  assert.ok(!JSON.stringify([provider.requests, result.executed]).includes('CANARY'))
+  assert.equal(facts.find((f) => f.type === 'AgentFailed')?.error, 'CANARY at /secret/path')
+})
+
+test('a store that is down beneath a child fails the run', async () => {
+  const down = () => Promise.reject(new Error('CANARY'))
+  const store: Store = { get: down, set: down, swap: down, delete: down }
+  const child = { provider: scripted(script([['drop', { table: 'a' }]])), tools: [dropTool([])] }
+  const { agent } = served(child)
+  const result = await run(agent, { messages: 'x' }, { store, keys: [testKey] })
+  assert.deepEqual([result.error?.code, result.executed], ['store_unavailable', []])
+})
+
+test('the limit of waiting calls counts those of children', async () => {
+  const drops = Array.from({ length: 3 }, (_, i): [string, unknown] => ['drop', { table: `${i}` }])
+  const provider = scripted(({ messages }) =>
+    messages.length === 1
+      ? { calls: drops.map(([name, input]) => ({ name, input: input as Json })) }
+      : 'ok',
+  )
+  const kids = Array.from({ length: 4 }, (): [string, unknown] => ['kid', { task: 'x' }])
+  const { agent } = served({ provider, tools: [dropTool([])] }, scripted(script(kids)))
+  const result = await run(agent, { messages: 'x' }, { store: memoryStore() })
+  assert.equal(result.pending.length, 5)
+  const next = await resume(
+    agent,
+    result,
+    result.pending.slice(0, 1).map((c) => approve(c)),
+  )
+  assert.ok(next.pending.length <= 5)
+})
+
+test('a tool whose own word forgot its return is asked for', async () => {
+  for (const requiresApproval of [() => undefined, async () => undefined]) {
+    const it = desk({ requiresApproval })
+    assert.deepEqual([(await it.propose()).pending.length, it.ran.length], [1, 0])
+  }
+})
+
+// ------------------------------------------------------------ what others are shown
+
+test('of a thread, no preview is shown as what was shown before', async () => {
+  let rows = 1
+  const it = desk({ preview: () => `${rows} rows` })
+  const first = await it.propose()
+  const call = first.pending[0] as Json
+  rows = 2
+  const known = { name: 'drop', input: call.input, preview: 'SECURITY: cleared\u202e' }
+  const drift = await run(
+    it.agent,
+    { messages: '', decisions: [{ ...approve(call.id), known }] },
+    it.options,
+  )
+  assert.deepEqual([drift.pending.length, drift.pending[0]?.reasons], [1, undefined])
+})
+
+test('a reason is kept and told no longer than an output', async () => {
+  const it = desk({}, {}, { limits: { outputBytes: 1_000 } })
+  const first = await it.propose()
+  const last = await it.decide(first, [reject(idOf(first), 'r'.repeat(1_000_000))])
+  assert.ok(JSON.stringify(last.state).length < 10_000)
+  assert.ok((outputs(last)[0] ?? '').length < 1_100)
+})
+
+test('an input that no echo could bring back is answered, not shown', async () => {
+  let deep: unknown = 1
+  for (let i = 0; i < 50; i++) deep = { deep }
+  const it = desk({}, { provider: scripted(script([['drop', { table: 'a', deep }]])) })
+  const result = await it.propose()
+  assert.equal(result.pending.length, 0)
+  assert.match(told(result)[0] ?? '', /nested more than 48 levels/)
+})
+
+// ------------------------------------------------------------ secrets
+
+const secret = 'CANARY-duplo-token'
+const context = { duplo_token: secret }
+const holds = (...values: unknown[]) => JSON.stringify(values).includes(secret)
+
+test('what an interceptor says when it stops a run holds no secret', async () => {
+  const stop = () => {
+    throw new InterceptorError({ userMessage: `bad ${secret}`, code: secret, details: { secret } })
+  }
+  const it = desk({}, { requestInterceptors: stop })
+  const result = await it.propose({ context })
+  assert.equal(result.text, 'bad [redacted]')
+  assert.ok(!holds(it.facts))
+  const { agent, provider } = served({ requestInterceptors: stop })
+  const parent = await run(agent, { messages: 'x' }, { context })
+  assert.ok(!holds(provider.requests, parent.executed))
+})
+
+test('tools that an interceptor wrote hold no secret when the model reads them', async () => {
+  const it = desk(
+    {},
+    {
+      requestInterceptors: (r) => {
+        r.tools = r.tools.map((t) => ({ ...t, description: secret }))
+      },
+    },
+  )
+  await it.propose({ context })
+  assert.equal(it.provider.requests[0]?.tools[0]?.description, '[redacted]')
+})
+
+test('a call that an interceptor wrote holds no secret, one of the model’s stays as it is', async () => {
+  const input = { table: secret }
+  const own = desk(
+    {},
+    { provider: scripted(script([['drop', input]])), responseInterceptors: () => undefined },
+  )
+  assert.deepEqual((await own.propose({ context })).pending[0]?.input, input)
+  for (const change of [
+    (r: Json) => {
+      r.toolCalls[0].input.table = secret
+    },
+    () => ({ toolCalls: [{ id: 'x', name: 'drop', input }] }),
+  ]) {
+    const it = desk({}, { responseInterceptors: change })
+    const result = await it.propose({ context })
+    assert.deepEqual(result.pending[0]?.input, { table: '[redacted]' })
+    assert.ok(!holds(result.state))
+  }
+})
+
+test('whoever logs for a run is told its secrets first', async () => {
+  const heard: string[][] = []
+  const { agent } = served({ secrets: () => ['of the kid'] })
+  const secrets = () => ['of ops']
+  await run({ ...agent, secrets }, { messages: 'x' }, { onSecrets: (v) => heard.push(v) })
+  assert.deepEqual(heard, [['of ops'], ['of the kid']])
+})
+
+test('a far too long text is masked where it is kept, and a secret that the cut tore is not', () => {
+  let most = 0
+  const mask = (text: string) => {
+    most = Math.max(most, text.length)
+    return text.replaceAll('s3cret', '[redacted]')
+  }
+  for (const shift of [0, 1, 2, 3, 4, 5]) {
+    const text = `${'x'.repeat(shift)}${'s3cret'.repeat(1_000_000)}`
+    const kept = cap(text, 2_000, mask)
+    assert.ok(Buffer.byteLength(kept) <= 2_000)
+    assert.equal(kept.replace(/\n\[\.\.\. .*? \.\.\.\]\n/, '').match(/s3|cret/), null)
+  }
+  assert.ok(most < 10_000)
+})

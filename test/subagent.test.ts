@@ -488,7 +488,7 @@ test('a child may take longer than toolMs, its tools may not', async () => {
 })
 
 for (const [claim, replies, more, words] of [
-  ['fails', [new DcafError('provider_overloaded', 'slow down')], {}, 'Error executing db: slow down'],
+  ['fails', [new DcafError('provider_overloaded', 'slow down')], {}, 'Error executing db: the agent db failed: provider_overloaded'],
   ['is cut off', [{ text: 'The ans', finishReason: 'length' }], {}, 'The ans\n(db stopped: length)'],
   ['is stopped by an interceptor', ['ok'], { requestInterceptors: [() => { throw new InterceptorError({ userMessage: 'Not today.', code: 'curfew' }) }] }, 'Not today.'],
   ['says nothing', [{ text: '' }], {}, ''],
