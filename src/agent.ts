@@ -616,6 +616,7 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
     authority,
     who,
     askers: new Set(),
+    fresh: new Set(),
     limits: limitsOf(agent, options),
     mask,
     signal: desk.signal,

@@ -126,6 +126,8 @@ export interface Scope {
   who: Who
   /** The principals whose words led here; shared by the gates of a run. */
   askers: Set<string>
+  /** The epochs that were read in this run. */
+  fresh: Set<string>
   limits: { toolMs: number; approvalTtlMs: number; inputBytes: number; outputBytes: number }
   mask: (text: string) => string
   /** Client gone, deadline, shutdown: stops automatic calls. */
@@ -498,9 +500,10 @@ export class Gate {
 
   /** Whose word it is; a tool that is gone may have had any approver. */
   async #verify(id: Id, said: Said): Promise<Case | undefined> {
+    const { authority, fresh } = this.#scope
     const tool = this.#tools.get(said.name)
     for (const approver of tool ? [tool.approver] : (['requester', 'anyone'] as const)) {
-      const epoch = await this.#scope.authority.verify(id, this.#bound(said, approver))
+      const epoch = await authority.verify(id, this.#bound(said, approver), fresh)
       if (epoch !== undefined) return { ...id, epoch, said, tool }
     }
     return undefined

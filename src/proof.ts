@@ -94,13 +94,15 @@ export class Authority {
     return [id.nonce, kid, (id.expires / 1000).toString(36), id.shown, mac].join('.')
   }
 
-  /** The epoch under which the MAC holds; `undefined` where it does not. */
-  async verify(id: Id, bound: Bound): Promise<string | undefined> {
+  /** The epoch under which the MAC holds; `undefined` where it does not. `fresh`: the epochs this request has read. */
+  async verify(id: Id, bound: Bound, fresh = new Set<string>()): Promise<string | undefined> {
     const cached = this.#epoch
     const known = await this.epoch()
     if (this.#holds(id, bound, known)) return known
+    if (fresh.has(known) || this.#keys.every(({ kid }) => kid !== id.kid)) return undefined
     this.#forget(cached) // another replica may have made it anew
     const now = await this.epoch()
+    fresh.add(now) // a request may bring many forged ids
     return now !== known && this.#holds(id, bound, now) ? now : undefined
   }
 

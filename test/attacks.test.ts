@@ -461,3 +461,27 @@ test('a far too long text is masked where it is kept, and a secret that the cut 
   }
   assert.ok(most < 10_000)
 })
+
+test('a thousand forged ids cost one look at the epoch', async () => {
+  const inner = memoryStore()
+  let reads = 0
+  const store: Store = {
+    get: (key) => {
+      reads++
+      return inner.get(key)
+    },
+    set: (...all) => inner.set(...all),
+    swap: (...all) => inner.swap(...all),
+    delete: (key) => inner.delete(key),
+  }
+  const it = desk({}, {}, { store })
+  const id = idOf(await it.propose())
+  reads = 0
+  const proposed = Array.from({ length: 1_000 }, (_, i) => ({
+    id: id.replace(/^tc_.{4}/, `tc_${String(i).padStart(4, '0')}`),
+    name: 'drop',
+    input: { table: 'a' },
+  }))
+  const result = await run(it.agent, { messages: 'x', proposed }, it.options)
+  assert.deepEqual([result.pending, reads], [[], 1])
+})
