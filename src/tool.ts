@@ -90,7 +90,7 @@ export interface ToolDefinition<S> {
   input: S & TextIsObject<S>
   /** Defaults beside TypeScript text, or on top of a JSON Schema's own. */
   defaults?: Partial<InputOf<S>>
-  /** Default false. A function is asked with the filled input at the proposal and again at execution; one that throws asks. */
+  /** Default false. A function is asked with the filled input at the proposal and again at execution; one that throws or gives nothing asks. */
   requiresApproval?:
     | boolean
     | ((input: InputOf<S>, ctx: ToolContext) => boolean | Verdict | Promise<boolean | Verdict>)
