@@ -8,6 +8,7 @@ import type { Agent } from '../src/agent.ts'
 import type { Handler } from '../src/door.ts'
 import { type AgentFunction, type ChatOptions, chatHandler } from '../src/http.ts'
 
+// biome-ignore lint/suspicious/noExplicitAny: answers of the wire, read field by field
 export type Json = Record<string, any>
 
 export async function serve(
