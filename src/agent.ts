@@ -1701,7 +1701,7 @@ function decisionsOf(list: Decision[]): Map<string, Decision> {
     if (typeof decision.id !== 'string') decision.id = ''
     const { id, lists: _, ...said } = decision
     const { id: __, lists: ___, ...known } = decisions.get(id) ?? decision
-    if (canonical(said) !== canonical(known))
+    if (decisions.has(id) && canonical(said) !== canonical(known))
       throw new DcafError('invalid_argument', `decisions[${i}] contradicts another one of its id`)
     decisions.set(id || ` ${i}`, decision)
   }

@@ -282,7 +282,9 @@ export class Gate {
     const id = parseId(d.id)
     const thread = d.known ?? (d.name === undefined ? undefined : { name: d.name, input: d.input })
     const said = found ?? (thread && { name: thread.name, input: thread.input }) // no preview: others read it
-    const altered = said && d.name !== undefined && d.name !== said.name
+    const altered =
+      (said && d.name !== undefined && d.name !== said.name) ||
+      ![said?.input, d.input, d.editedInput].every(signable)
     if (said && !altered && d.approve && this.#scope.trustClient && !d.id.startsWith('tc_'))
       return this.#trusted(said, d)
     const one = id && said && !altered ? await this.#verify(id, said) : undefined
@@ -915,6 +917,14 @@ function edited(
   if (next === undefined || [input, filled].some((v) => canonical(v) === canonical(next)))
     return undefined
   return { input: next }
+}
+
+function signable(value: unknown): boolean {
+  try {
+    return canonical(value) !== ''
+  } catch {
+    return false // a number that is none, a ring, thousands of levels
+  }
 }
 
 /** How the model is told of an edit. */

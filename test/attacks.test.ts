@@ -155,6 +155,25 @@ test('a scope with renewed credentials is the same scope', () => {
   assert.equal(scope('x'), scope('y'))
 })
 
+test('what cannot be signed decides nothing, and throws nothing', async () => {
+  const ring: Json = {}
+  ring.ring = ring
+  for (const table of [Number.POSITIVE_INFINITY, Number.NaN, ring]) {
+    const it = desk()
+    const first = await it.propose()
+    const id = idOf(first)
+    for (const said of [{ editedInput: { table } }, { input: { table } }]) {
+      const answer = await it.decide(first, [{ ...approve(id), ...said } as never])
+      assert.match(outputs(answer)[0] ?? '', /could not be verified/)
+    }
+    const options = { ...it.options, trustClient: 'unsafe' as const }
+    const decisions = [{ id: 'c1', approve: true, name: 'drop', input: { table } }]
+    const trusted = await run(it.agent, { messages: '', decisions }, options)
+    assert.match(outputs(trusted)[0] ?? '', /could not be verified/)
+    assert.deepEqual(it.ran, [])
+  }
+})
+
 // ------------------------------------------------------------ clocks and grants
 
 test('a wall clock that is set forth and back makes a store forget nothing', async (t) => {
