@@ -13,13 +13,15 @@ export const secretKeys = new Set(['aws_credentials', 'duplo_token', 'kubeconfig
 
 /** More are refused: a client chooses how many, and each costs time and memory. */
 const maxSecrets = 1_000
+/** Characters of them all, and of what they hold in turn. */
+const maxLength = 262_144
 /** Shorter ones would be masked everywhere. */
 const minLength = 4
 
 /**
  * Every string of 4 or more characters under a secret key (of `scopes`, under its `credential` or `credentials` in any
  * case) and in `extra`, and what these hold in turn: the text behind base64, the secret fields of YAML, JSON and INI.
- * Throws `invalid_request` above 1,000 of them.
+ * Throws `invalid_request` above 1,000 of them, or 256 Ki characters.
  */
 export function secretsOf(
   context: object = {},
@@ -31,9 +33,15 @@ export function secretsOf(
     if (secretKeys.has(key)) collect(value, key !== 'scopes', found)
   const values = [...found].filter((value) => value.length >= minLength)
   const all = new Set<string>()
-  for (const value of values.slice(0, maxSecrets + 1)) unfold(value, all)
-  if (values.length <= maxSecrets && all.size <= 4 * maxSecrets) return [...all]
-  throw new DcafError('invalid_request', `platform_context holds over ${maxSecrets} secret values`)
+  if (values.length <= maxSecrets && lengthOf(values) <= maxLength)
+    for (const value of values) unfold(value, all)
+  let most = ''
+  if (lengthOf(values) > maxLength || lengthOf(all) > maxLength)
+    most = `platform_context holds over ${maxLength} characters of secret values`
+  if (values.length > maxSecrets || all.size > 4 * maxSecrets)
+    most = `platform_context holds over ${maxSecrets} secret values`
+  if (most) throw new DcafError('invalid_request', most)
+  return [...all]
 }
 
 /** Beside a `Data`, the name and the type of a credential are no secrets. */
@@ -71,42 +79,47 @@ const same: Mask = (text) => text
 
 /**
  * A function that puts `[redacted]` for each of `values` in the text it is given; without values it is the identity.
- * Long values are known by their pieces of 64 characters, so most of a cut one is masked too, and no text, however it
- * was made, costs more than some 60 look-ups a character.
+ * Long values are known by their pieces of 64 characters, so most of a cut one is masked too. Takes time in proportion
+ * to the text and to the values, whatever they are.
  */
 export function masker(values: readonly string[]): Mask {
   const needles = new Set(values.flatMap(needlesOf).filter((n) => n.length >= minLength))
   if (needles.size === 0) return same
-  const maybe = new Uint8Array(8_192) // a bit for each hash of first four characters: passes over nearly all of a text
-  const lengths = new Map<number, number[]>()
+  const words = new Words([...needles].filter((needle) => needle.length < pieceLength))
+  const long = new Set([...needles].filter((needle) => needle.length === pieceLength))
+  const starts = new Uint8Array(8_192) // a bit for each hash of first four characters: passes over nearly all of a text
   for (const needle of needles) {
     let hash = 0
     for (let i = 0; i < minLength; i++) hash = ((hash << 4) ^ needle.charCodeAt(i)) & 65_535
-    maybe[hash >> 3] = (maybe[hash >> 3] ?? 0) | (1 << (hash & 7))
-    const known = lengths.get(hash)
-    if (!known) lengths.set(hash, [needle.length])
-    else if (!known.includes(needle.length)) known.push(needle.length)
+    starts[hash >> 3] = (starts[hash >> 3] ?? 0) | (1 << (hash & 7))
   }
-  for (const some of lengths.values()) some.sort((a, b) => b - a)
 
-  function marksIn(view: View, base: number, marks: [start: number, end: number][]): void {
-    let hash = 0 // of the last four characters: older ones are shifted out
-    let reached = 0
-    for (let i = 0; i < view.text.length; i++) {
-      hash = ((hash << 4) ^ view.text.charCodeAt(i)) & 65_535
-      if (!((maybe[hash >> 3] ?? 0) & (1 << (hash & 7)))) continue
-      const start = Math.max(0, i + 1 - minLength)
-      for (const length of lengths.get(hash) ?? []) {
-        if (start + length <= reached) break
-        if (!needles.has(view.text.slice(start, start + length))) continue
-        reached = start + length
-        marks.push([base + locate(view, start).start, base + locate(view, reached - 1).end])
-      }
+  function marksIn(view: View, base: number, marks: Marks): void {
+    const { text } = view
+    const mark = (from: number, to: number): void => {
+      const [start, end] = [base + locate(view, from).start, base + locate(view, to - 1).end]
+      const last = marks.at(-1)
+      if (last && last[0] <= start && start <= last[1]) last[1] = Math.max(last[1], end)
+      else marks.push([start, end])
+    }
+    let state = 0
+    let hash = 0 // of four characters from `start` on: older ones are shifted out
+    for (let start = 1 - minLength; start < text.length; start++) {
+      const ahead = start + minLength - 1
+      hash = ((hash << 4) ^ (ahead < text.length ? text.charCodeAt(ahead) : 0)) & 65_535
+      if (start < 0) continue
+      const isStart = (starts[hash >> 3] ?? 0) & (1 << (hash & 7))
+      if (state === 0 && !isStart) continue
+      if (isStart && long.size > 0 && long.has(text.slice(start, start + pieceLength)))
+        mark(start, start + pieceLength)
+      state = words.next(state, text.charCodeAt(start))
+      const length = words.ending(state)
+      if (length > 0) mark(start + 1 - length, start + 1)
     }
   }
 
   return (text) => {
-    const marks: [start: number, end: number][] = []
+    const marks: Marks = []
     for (let base = 0; base < text.length; base += step) {
       let view: View | undefined = { text: text.slice(base, base + step + overlap) }
       for (let level = 0; view && level <= 4; level++) {
@@ -122,6 +135,78 @@ export function masker(values: readonly string[]): Mask {
     }
     return out + text.slice(done)
   }
+}
+type Marks = [start: number, end: number][]
+
+/** Finds many words in one pass over a text: https://en.wikipedia.org/wiki/Aho-Corasick_algorithm */
+class Words {
+  /** By node: the longest other node that this one ends with, and the length of the longest word it ends with. */
+  readonly #fail: Int32Array
+  readonly #ending: Uint8Array
+  /** The edges: an open hash table from a node and a character to a node; 0, the root, is none. */
+  readonly #from: Int32Array
+  readonly #char: Uint16Array
+  readonly #to: Int32Array
+  readonly #seed = (Math.random() * 2 ** 32) | 1 // nobody chooses words that collide
+
+  constructor(words: string[]) {
+    const most = lengthOf(words) + 1
+    const size = 2 ** Math.ceil(Math.log2(1.5 * most))
+    this.#fail = new Int32Array(most)
+    this.#ending = new Uint8Array(most)
+    this.#from = new Int32Array(size)
+    this.#char = new Uint16Array(size)
+    this.#to = new Int32Array(size)
+    const nodes = new Int32Array(words.length)
+    let last = 0
+    for (
+      let depth = 0;
+      depth < pieceLength;
+      depth++ // all of one depth before the next: `fail` leads to a lesser one
+    )
+      for (const [i, word] of words.entries()) {
+        if (word.length <= depth) continue
+        const [node = 0, char] = [nodes[i], word.charCodeAt(depth)]
+        const edge = this.#edge(node, char)
+        if (this.#to[edge] === 0) {
+          last++
+          const fail = node === 0 ? 0 : this.next(this.#fail[node] ?? 0, char)
+          this.#fail[last] = fail
+          this.#ending[last] = this.#ending[fail] ?? 0
+          this.#from[edge] = node
+          this.#char[edge] = char
+          this.#to[edge] = last
+        }
+        const next = this.#to[edge] ?? 0
+        nodes[i] = next
+        if (word.length === depth + 1) this.#ending[next] = word.length
+      }
+  }
+
+  /** Where the edge is, or belongs. */
+  #edge(node: number, char: number): number {
+    const most = this.#to.length - 1
+    const hash = Math.imul(Math.imul(node, 65_599) ^ char, this.#seed)
+    for (let i = (hash ^ (hash >>> 15)) & most; ; i = (i + 1) & most)
+      if (this.#to[i] === 0 || (this.#from[i] === node && this.#char[i] === char)) return i
+  }
+
+  next(state: number, char: number): number {
+    for (let node = state; ; node = this.#fail[node] ?? 0) {
+      const to = this.#to[this.#edge(node, char)] ?? 0
+      if (to !== 0 || node === 0) return to
+    }
+  }
+
+  ending(state: number): number {
+    return this.#ending[state] ?? 0
+  }
+}
+
+function lengthOf(texts: Iterable<string>): number {
+  let sum = 0
+  for (const text of texts) sum += text.length
+  return sum
 }
 
 const made = new WeakMap<object, { values: string; mask: Mask }>()

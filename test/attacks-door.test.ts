@@ -15,6 +15,7 @@ import { plain } from '../src/cli/plain.ts'
 import type { Terminal } from '../src/cli.ts'
 import { withIdempotency } from '../src/door.ts'
 import { chatHandler } from '../src/http.ts'
+import { masker, secretsOf } from '../src/mask.ts'
 import { matching } from '../src/policies.ts'
 import { scripted } from '../src/providers/scripted.ts'
 import { memoryStore } from '../src/store.ts'
@@ -195,3 +196,62 @@ for (const kept of [false, true])
     const headers: Record<string, string> = kept ? { 'idempotency-key': 'small' } : {}
     assert.equal((await post('/api/chat', { messages: [u('x')] }, headers)).statusCode, 200)
   })
+
+test('masks each of many values that begin alike, overlap or hold each other', () => {
+  const values = [
+    'aaaa',
+    'aaaab',
+    'abaaa',
+    'aaba',
+    'cdef',
+    'bcdefg',
+    'cdefgh',
+    'efghij',
+    'e'.repeat(63),
+  ]
+  const mask = masker(values)
+  for (const value of values) assert.equal(mask(`-${value}-`), '-[redacted]-')
+  for (let i = 0; i < 500; i++) {
+    const text = Array.from({ length: 40 }, () => 'abcdefgh'[Math.floor(Math.random() * 8)]).join(
+      '',
+    )
+    const naive = [...text].map((_, at) =>
+      values.some((value) => {
+        const from = text.lastIndexOf(value, at)
+        return from >= 0 && from + value.length > at
+      }),
+    )
+    const kept = [...text].map((c, at) => (naive[at] ? '\0' : c)).join('')
+    assert.equal(mask(text).replaceAll('[redacted]', '\0'), kept.replace(/\0+/g, '\0'), text)
+  }
+})
+
+test('values that share their beginning cost a long text no look-up for each of their lengths', () => {
+  const near = Array.from(
+    { length: 990 },
+    (_, i) => `aaaa${'bcdefgh'.repeat(9).slice(0, (i % 59) + 1)}${i}`,
+  )
+  const text = 'a'.repeat(200_000)
+  const { slice } = String.prototype
+  let slices = 0
+  String.prototype.slice = function (...args) {
+    slices++
+    return slice.apply(this, args)
+  }
+  try {
+    assert.equal(masker(near)(text), text)
+  } finally {
+    String.prototype.slice = slice
+  }
+  assert.ok(slices < 220_000, `${slices}`)
+})
+
+test('so many characters of secrets and no more', async (t) => {
+  const wrong = /over 262144 characters/
+  assert.throws(() => secretsOf({ kubeconfig: 'x'.repeat(262_145) }), wrong)
+  assert.throws(() => secretsOf({ kubeconfig: btoa('token: abcdefgh\n'.repeat(9_000)) }), wrong)
+  assert.equal(secretsOf({ duplo_token: 'x'.repeat(100_000) })[0]?.length, 100_000)
+  const { chat } = await serve(t, { name: 'a', provider: scripted(() => 'ok') })
+  const { status } = await chat({ messages: [u('x')], kubeconfig: 'x'.repeat(4_000_000) })
+  assert.equal(status, 422)
+})

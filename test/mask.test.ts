@@ -148,7 +148,7 @@ function tokens(count: number) {
 }
 
 test('ends soon on texts made to make it slow', () => {
-  const long = 300_000
+  const long = 60_000
   const texts = [
     'token: '.repeat(long / 7),
     'a'.repeat(long),
@@ -162,7 +162,7 @@ test('ends soon on texts made to make it slow', () => {
     `%${'25'.repeat(long / 2)}`,
     `token:"${'\\'.repeat(long)}`,
   ]
-  for (const text of texts) masker(secretsOf({ kubeconfig: text }))(text)
+  for (const text of texts) masker(secretsOf({ kubeconfig: text }))(text.repeat(10))
 })
 
 const secret = 'p/s+w"d \\n%41é<&>\u{1f511}~'
