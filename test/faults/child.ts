@@ -28,6 +28,8 @@ export interface Stats {
   /** Milliseconds that the event loop was late, since the last `reset`. */
   lateMax: number
   lateP99: number
+  /** Milliseconds of the processor. */
+  cpu: number
   handles: number
   connections: number
   active: number
@@ -110,6 +112,7 @@ function main(options: ChildOptions): void {
         heap: heapUsed + external,
         lateMax: loop.max / 1e6,
         lateP99: loop.percentile(99) / 1e6,
+        cpu: (process.cpuUsage().user + process.cpuUsage().system) / 1e3,
         handles: process.getActiveResourcesInfo().filter((kind) => !/Timeout|Immediate/.test(kind))
           .length,
         connections,

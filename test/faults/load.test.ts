@@ -2,6 +2,7 @@
 // measured is printed; what is asserted are counts, ends, and orders of magnitude.
 
 import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -196,6 +197,43 @@ test('beyond the limit all are told at once to come back, and nobody else', asyn
     `${JSON.stringify(statuses)}, refusals p99 ${quantile(refusedIn, 0.99).toFixed(0)} ms`,
   )
   assert.deepEqual(statuses, { 200: room, 503: count - room })
+})
+
+test('the worst bodies that fit hold the event loop for a moment each', async (t) => {
+  const server = await child(t)
+  const at = '{"messages":[{"role":"user","content":"hi"'
+  const secrets = Object.fromEntries(
+    Array.from({ length: 55 }, (_, i) => [`k${i}`, randomBytes(3_300).toString('base64')]),
+  )
+  const bodies: Record<string, string> = {
+    'a text': `${at}},{"role":"user","content":"${'x'.repeat(4_100_000)}"}]}`,
+    'escaped text': `${at}},{"role":"user","content":"${'\\u0041'.repeat(690_000)}"}]}`,
+    'a deep array': `${at}}],"x":${'['.repeat(2_000_000)}${']'.repeat(2_000_000)}}`,
+    'empty objects': `${at}}],"x":[${'{},'.repeat(1_390_000)}{}]}`,
+    keys: `${at}}],"x":{${Array.from({ length: 330_000 }, (_, i) => `"k${i}":0`).join()}}}`,
+    numbers: `${at}}],"x":[${'1e-7,'.repeat(190_000)}0]}`,
+    'wrong messages': `{"messages":[${'{"role":5},'.repeat(999)}${at.slice(13)}}]}`,
+    secrets: `${at},"platform_context":${JSON.stringify({ aws_credentials: secrets })}}]}`,
+  }
+  for (const [name, text] of Object.entries(bodies)) {
+    assert.ok(text.length <= 4_194_304, name)
+    const before = await server.ask('reset')
+    await tried(t, `the worst bodies: ${name}`, times(2, 20), async () => {
+      const res = await request(`${server.url}/api/chat`, {
+        method: 'POST',
+        headers: asJson,
+        body: text,
+      })
+      see(await res.body.text())
+      assert.ok([200, 400, 422].includes(res.statusCode), `${res.statusCode}`)
+    })
+    const { lateMax, cpu } = await server.ask('stats')
+    const each = (cpu - before.cpu) / times(2, 20)
+    t.diagnostic(
+      `${name}: ${each.toFixed(0)} ms of the processor, loop late by ${lateMax.toFixed(0)} ms`,
+    )
+    assert.ok(lateMax < 5_000, `${name}: ${lateMax} ms`)
+  }
 })
 
 test('slow senders are closed in time, and others do not feel them', async (t) => {
