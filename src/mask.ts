@@ -19,7 +19,7 @@ const maxLength = 262_144
 const minLength = 4
 
 /**
- * Every string of 4 or more characters under a secret key (of `scopes`, under its `credential` or `credentials` in any
+ * Every string of 4 or more characters, and number of 6, under a secret key (of `scopes`, under its `credential` or `credentials` in any
  * case) and in `extra`, and what these hold in turn: the text behind base64, the secret fields of YAML, JSON and INI.
  * Throws `invalid_request` above 1,000 of them, or 256 Ki characters.
  */
@@ -47,6 +47,8 @@ export function secretsOf(
 /** Beside a `Data`, the name and the type of a credential are no secrets. */
 function collect(value: unknown, secret: boolean, found: Set<string>): void {
   if (typeof value === 'string' && secret) found.add(value)
+  // Shorter ones are years, ports and seconds.
+  if (Number.isFinite(value) && secret && `${value}`.length >= 6) found.add(`${value}`)
   if (typeof value !== 'object' || value === null) return
   const entries = Object.entries(value)
   const label = entries.some(([key]) => /^data$/i.test(key)) ? /(name|type|kind|^id)$/i : /^$/
@@ -63,6 +65,7 @@ function unfold(value: string | undefined, all: Set<string>, steps = 3): void {
   if (steps === 0) return
   const decoded = /^[\w+/-][\w+/\s-]*={0,2}$/.test(text) && Buffer.from(text, 'base64').toString()
   if (decoded && !/[^\t\n\r\P{Cc}]|\ufffd/u.test(decoded)) unfold(decoded, all, steps - 1)
+  for (const { groups } of text.matchAll(secretOption)) unfold(groups?.plain, all, steps - 1)
   for (const { groups: { double, single, block, plain } = {} } of text.matchAll(secretField)) {
     const quoted = double && (decode({ text: double })?.text ?? double)
     const lines = block?.split('\n') ?? [plain?.split(/\s#/)[0], plain?.split(/[,}]/)[0]]
@@ -74,6 +77,10 @@ function unfold(value: string | undefined, all: Set<string>, steps = 3): void {
 /** `token: x`, `"client-key-data": "x"`, `aws_secret_access_key = x`, a YAML block. */
 const secretField =
   /(?<![\w.-])[\w.-]*(?:token|password|secret|private[_-]key|access[_-]key(?:[_-]id)?|api[_-]key|-data)["']?[ \t]*[:=][ \t]*(?:"(?<double>(?:[^"\\]|\\.)*)"|'(?<single>(?:[^']|'')*)'|[|>][+-]?\d?[ \t]*\n(?<block>(?:[ \t]+\S.*\n?)+)|(?<plain>[^\s#].*))/gi
+
+/** How a kubeconfig gives secrets to a command: `- name: X_TOKEN`, `value: x` below it; `--token=x`, `["--token", "x"]`. */
+const secretOption =
+  /(?:name["']?[ \t]*:[ \t]*["']?\w{0,64}(?:token|password|secret|key)\w{0,64}["']?\s*(?:,\s*)?["']?value["']?[ \t]*:[ \t]*|--[\w-]{0,64}(?:token|password|secret|key)["']?(?:=|\s*,\s*|\s*-[ \t]+))["']?(?<plain>[^\s"',\]}#]+)/gi
 
 const same: Mask = (text) => text
 
@@ -349,6 +356,7 @@ export function unsound(json: unknown, maxDepth: number, maxNodes: number): stri
   for (let depth = 0; level.length > 0; depth++) {
     const below: unknown[] = []
     for (const value of level) {
+      if (typeof value === 'number' && !Number.isFinite(value)) return 'a number in it is too large'
       if (typeof value !== 'object' || value === null) continue
       if (depth === maxDepth)
         return `it is nested more than ${maxDepth} levels deep (limit jsonDepth)`
