@@ -25,7 +25,16 @@ import {
   runLimits,
 } from './agent.ts'
 import type { Decision, Grants } from './approval.ts'
-import { type Mask, masker, maskJson, maskOf, secretKeys, tracing, unsound } from './mask.ts'
+import {
+  type Mask,
+  masker,
+  maskJson,
+  maskOf,
+  secretKeys,
+  secretsOf,
+  tracing,
+  unsound,
+} from './mask.ts'
 import * as wire from './protocol.ts'
 import { DcafError, type ErrorCode, noUsage } from './providers/provider.ts'
 import { Session } from './session.ts'
@@ -389,12 +398,26 @@ async function converse(door: Door, ask: Ask, live: Live, body: unknown): Promis
     ...(grants && { grants }),
     ...(stream && { emit: (event: RunEvent) => relay(stream, event) }),
   }
-  const input = inputOf(thread, items, incoming.$run, ask.mask)
+  const input = inputOf(thread, items, incoming.$run, ask.mask, limits.decisions)
   const work: Promise<Answer> =
     typeof agent === 'function'
       ? heard(agent, input, options, ask.mask)
-      : run(agent, input, options)
+      : run(overheard(agent, ask, at), input, options)
   await finish(door, ask, await inTime(work, signal, door.lastMs), at)
+}
+
+/** The agent, whose `secrets` are masked in what the door itself says too: session, errors, log. */
+function overheard(agent: Agent, ask: Ask, at: At): Agent {
+  const { secrets } = agent
+  if (!secrets) return agent
+  const listen: Agent['secrets'] = async (ctx) => {
+    const values = await secrets(ctx)
+    const [before, own] = [at.mask, masker(secretsOf({}, values))]
+    at.mask = (text) => own(before(text))
+    ask.mask = at.mask
+    return values
+  }
+  return Object.create(agent, { secrets: { value: listen, enumerable: true } }) as Agent
 }
 
 /** A function and what it said through `emit`, which counts over what it returns: both answers must be the same. */
@@ -406,7 +429,19 @@ async function heard(
 ): Promise<Answer> {
   let text = ''
   const lines = new Set<ExecutedCall>()
-  const emit = (event: RunEvent) => {
+  const known = new WeakMap<ExecutedCall, ExecutedCall>() // what is told twice stays one
+  const clean = (call: ExecutedCall): ExecutedCall => {
+    const masked = known.get(call) ?? { ...call, output: mask(`${call.output}`) }
+    known.set(call, masked).set(masked, masked)
+    return masked
+  }
+  const emit = (given: RunEvent) => {
+    const event = { ...given }
+    if (event.type === 'executed_tool_calls')
+      event.executedToolCalls = event.executedToolCalls.map(clean)
+    if (event.type === 'executed_commands') event.executedCmds = event.executedCmds.map(clean)
+    if (event.type === 'executed_approvals')
+      event.executedApprovals = event.executedApprovals.map(clean)
     for (const line of executedIn(event)) lines.add(line)
     if (event.type !== 'text_delta' && event.type !== 'intermittent_update')
       return options.emit?.(event)
@@ -419,7 +454,9 @@ async function heard(
     const answer = await agent(input, { ...options, emit })
     if (typeof answer?.text !== 'string')
       throw new TypeError('the function in place of an agent must return { text }')
-    const executed = [...lines.union(new Set(('executed' in answer && answer.executed) || []))]
+    const executed = [
+      ...lines.union(new Set((('executed' in answer && answer.executed) || []).map(clean))),
+    ]
     return { ...answer, executed, text: text || mask(answer.text) }
   } catch (error) {
     if (lines.size === 0) throw error
@@ -588,7 +625,13 @@ async function isAnswered(
 }
 
 /** The thread, its decisions and its reports, as a run reads them. */
-function inputOf(thread: Thread, items: wire.WireItem[], paused: unknown, mask: Mask): RunInput {
+function inputOf(
+  thread: Thread,
+  items: wire.WireItem[],
+  paused: unknown,
+  mask: Mask,
+  most: number,
+): RunInput {
   const messages = thread.map(({ message }): ChatMessage => {
     const reported = wire.reportedIn(message)
     const chat: ChatMessage = { role: message.role, content: message.content ?? '' }
@@ -626,7 +669,7 @@ function inputOf(thread: Thread, items: wire.WireItem[], paused: unknown, mask: 
     messages,
     decisions,
     paused: typeof paused === 'string' ? paused : undefined,
-    proposed: [...proposed].map(([id, call]) => ({ id, ...call })),
+    proposed: [...proposed].slice(-most).map(([id, call]) => ({ id, ...call })),
   }
 }
 

@@ -15,7 +15,7 @@ import { plain } from '../src/cli/plain.ts'
 import type { Terminal } from '../src/cli.ts'
 import { withIdempotency } from '../src/door.ts'
 import { chatHandler } from '../src/http.ts'
-import { masker, secretsOf } from '../src/mask.ts'
+import { masker, secretsOf, unsound } from '../src/mask.ts'
 import { matching } from '../src/policies.ts'
 import { scripted } from '../src/providers/scripted.ts'
 import { memoryStore } from '../src/store.ts'
@@ -254,4 +254,111 @@ test('so many characters of secrets and no more', async (t) => {
   const { chat } = await serve(t, { name: 'a', provider: scripted(() => 'ok') })
   const { status } = await chat({ messages: [u('x')], kubeconfig: 'x'.repeat(4_000_000) })
   assert.equal(status, 422)
+})
+
+test('takes a number for a secret, and what a kubeconfig hands to its command', () => {
+  const env =
+    'env:\n- name: AWS_SECRET_ACCESS_KEY\n  value: canary-env\n- name: AWS_PROFILE\n  value: production'
+  const args =
+    'args: ["--token", "canary-arg"]\nargs:\n- --client-secret\n- canary-item\n- --api-key=canary-opt'
+  const json = '{"env":[{"name":"X_TOKEN","value":"canary-json"}]}'
+  const found = secretsOf({ duplo_token: 90210777, kubeconfig: [env, args, json] })
+  for (const value of [
+    '90210777',
+    'canary-env',
+    'canary-arg',
+    'canary-item',
+    'canary-opt',
+    'canary-json',
+  ])
+    assert.ok(found.includes(value), value)
+  assert.ok(!found.includes('production'))
+})
+
+test('a number that JSON has no room for is no sound JSON', () => {
+  assert.match(unsound(JSON.parse('{"a":[1e999]}'), 9, 9) ?? '', /too large/)
+})
+
+test('what secrets() names leaves neither through the session nor through an error in the log', async (t) => {
+  const keep = tool({
+    name: 'keep',
+    description: 'x',
+    input: { type: 'object' },
+    execute: (_, ctx) => {
+      ctx.session.set('k', 'canary-own')
+      return 'x'
+    },
+  })
+  const provider = scripted([{ calls: [{ name: 'keep', input: {} }] }, 'ok'])
+  const one: Agent = { name: 'a', provider, tools: [keep], secrets: () => ['canary-own'] }
+  const { text } = await (await serve(t, one)).chat({ messages: [u('x')] })
+  assert.ok(!text.includes('canary') && text.includes('[redacted]'))
+  const logged: unknown[] = []
+  const systemContext = (): string => {
+    throw new Error('vault says canary-own')
+  }
+  const two = await serve(t, { ...one, systemContext }, { log: (entry) => logged.push(entry) })
+  await two.chat({ messages: [u('x')] })
+  assert.match(JSON.stringify(logged), /vault says \[redacted\]/)
+})
+
+test('what a function in place of an agent says that it ran is masked, and told once', async (t) => {
+  const call = {
+    id: '1',
+    type: 'tool_call',
+    name: 't',
+    input: {},
+    output: 'has canary-token',
+    outcome: 'ok' as const,
+  }
+  const { chat, stream } = await serve(t, async (_, options) => {
+    await options.emit?.({ type: 'executed_tool_calls', executedToolCalls: [call] })
+    return { text: 'x', executed: [call] } as never
+  })
+  const body = { messages: [u('x')], duplo_token: 'canary-token' }
+  const answers = [(await chat(body)).text, (await stream(body)).text]
+  for (const text of answers) assert.equal(text.split('has [redacted]').length, 2, text)
+  assert.ok(!answers.join().includes('canary'))
+})
+
+test('ids that a thread lists without end are not all looked up', async (t) => {
+  const store = memoryStore()
+  let reads = 0
+  const counted = {
+    ...store,
+    get: (key: string) => {
+      reads++
+      return store.get(key)
+    },
+    set: store.set.bind(store),
+    swap: store.swap.bind(store),
+    delete: store.delete.bind(store),
+  }
+  const drop = tool({
+    name: 'drop',
+    description: 'x',
+    input: { type: 'object' },
+    requiresApproval: true,
+    execute: () => 'x',
+  })
+  const provider = scripted((_: unknown, __: unknown, i: number) =>
+    i === 0 ? { calls: [{ name: 'drop', input: {} }] } : 'ok',
+  )
+  const { chat } = await serve(
+    t,
+    { name: 'a', provider, tools: [drop] },
+    { store: counted, keys: [btoa('k'.repeat(32))] },
+  )
+  const { body } = await chat({ messages: [u('x')] })
+  const [{ id }] = body.data.tool_calls
+  const approvals = Array.from({ length: 3_000 }, (_, i) => ({
+    id: id.replace(/^tc_.{8}/, `tc_${String(i).padStart(8, '0')}`),
+    name: 'drop',
+    input: {},
+  }))
+  reads = 0
+  await chat({
+    messages: [u('x'), { role: 'assistant', content: 'x', data: { approvals } }, u('y')],
+  })
+  assert.ok(reads < 150, `${reads}`)
 })
