@@ -287,6 +287,7 @@ export interface RunState {
   askers?: string[]
 }
 
+const atLimit = 'I stopped before I was done: this run reached a limit.'
 const needApproval = 'I need your approval to execute the following tools:'
 
 /** Throws only for a caller's mistake, before anything ran; else it returns, with everything that ran. */
@@ -1343,6 +1344,9 @@ async function conclude(self: Run, agent: Agent): Promise<RunResult> {
     await ask(self, pending).catch((error) => fail(self, error))
     self.fact('ApprovalRequested', { calls: pending })
   }
+  // An empty answer would look like a fault of the client's.
+  if (self.stop === 'limit' && !self.text)
+    await Promise.resolve(utter(self, atLimit)).catch(() => {})
   const sealed = calls.length > 0 ? await sealRun(self, calls).catch(() => undefined) : undefined
   const { text, stop = 'end', error } = self
   return {

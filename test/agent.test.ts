@@ -2049,3 +2049,16 @@ test('a result may be resumed twice: the second time it is told what the first d
   ])
   assert.deepEqual([outputs(one), outputs(two_), it.ran.length], [['dropped a'], ['dropped a'], 1])
 })
+
+test('a run that ends at a limit without a word says so', async () => {
+  const look = tool({ name: 'look', description: 'd', input: '{}', execute: () => 'x' })
+  const provider = scripted(() => ({ calls: [{ name: 'look' }] }))
+  const result = await run(
+    { name: 'a', provider, tools: [look], limits: { turns: 2 } },
+    { messages: 'go' },
+  )
+  assert.deepEqual(
+    [result.stop, result.text],
+    ['limit', 'I stopped before I was done: this run reached a limit.'],
+  )
+})

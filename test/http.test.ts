@@ -1868,7 +1868,7 @@ test('a secret that reads like a word of ours hides no word of ours', async (t) 
     const platform_context = { duplo_token: secret }
     const { lines } = await stream({ messages: [u('x', undefined, { platform_context })] })
     assert.deepEqual(types(lines), ['intermittent_update', 'text_delta', 'done'])
-    const { level, event, status } = log.at(-1) ?? {}
+    const { level, event, status } = log.at(-1) as LogEntry
     assert.deepEqual([level, event, status], ['info', 'request', 200])
     if (secret === 'text')
       assert.deepEqual(
