@@ -3,6 +3,7 @@
 import { cardsView } from './cards.js'
 import { Thread } from './client.js'
 import { h, valueView } from './dom.js'
+import { plain } from './markdown.js'
 import { answerView, userView } from './messages.js'
 
 const key = 'ops-desk.thread'
@@ -81,7 +82,7 @@ const elements = new WeakMap()
 
 function elementOf(message) {
   let element = elements.get(message)
-  if (!element && message.role === 'user') element = userView(message)
+  if (!element && message.role === 'user') element = userView(message, tools)
   if (!element) {
     const view = answerView(about.name, stick)
     view.end(message)
@@ -251,7 +252,7 @@ function spoken() {
       : count === 1
         ? ' One call waits for your approval.'
         : ` ${count} calls wait for your approval.`
-  return `${about.name} answered: ${content.slice(0, 400)}${waits}`
+  return `${about.name} answered: ${plain(content).slice(0, 400)}${waits}`
 }
 
 // ---- the session inspector

@@ -168,7 +168,7 @@ function cardView(call, { tools, now }, isOne, decided) {
         h(
           'div',
           { class: 'row' },
-          h('label', { for: reason.id }, 'Reason', h('span', { class: 'note' }, 'optional')),
+          h('label', { for: reason.id }, 'Reason ', h('span', { class: 'note' }, 'optional')),
           reason,
           h('p', { class: 'note' }, 'The agent is told.'),
         ),
@@ -240,7 +240,10 @@ function cardView(call, { tools, now }, isOne, decided) {
       undecide()
       backTo.focus()
     }
-    more.onkeydown = ({ key }) => key === 'Escape' && onclick()
+    // In braces: a listener set as a property that returns false prevents every key.
+    more.onkeydown = ({ key }) => {
+      if (key === 'Escape') onclick()
+    }
     return h('button', { type: 'button', onclick }, 'Cancel')
   }
 

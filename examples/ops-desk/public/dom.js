@@ -40,7 +40,7 @@ export function pairsTable(pairs) {
           'tr',
           {},
           h('th', { scope: 'row' }, name),
-          h('td', {}, cell(value), note ? h('span', { class: 'note' }, note) : null),
+          h('td', {}, cell(value), note ? [' ', h('span', { class: 'note' }, note)] : null),
         ),
       ),
     ),

@@ -57,7 +57,12 @@ function field(name, property, value, isRequired) {
   const row = h(
     'div',
     { class: 'row' },
-    h('label', { for: id }, name, isRequired ? null : h('span', { class: 'note' }, 'optional')),
+    h(
+      'label',
+      { for: id },
+      name,
+      isRequired ? null : [' ', h('span', { class: 'note' }, 'optional')],
+    ),
     control,
     note ? h('p', { id: `${id}-note`, class: 'note' }, note.trim()) : null,
   )

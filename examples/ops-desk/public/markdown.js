@@ -25,6 +25,14 @@ export function markdown(text) {
   return all
 }
 
+/** The words alone, on one line: what is read aloud. */
+export function plain(text) {
+  const all = markdown(text)
+  for (const block of all.querySelectorAll('p, li, ul, ol, pre, th, td, h3, h4, h5, h6'))
+    block.before(' ')
+  return all.textContent.replace(/\s+/g, ' ').trim()
+}
+
 const bullet = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/
 
 function code(rest, fence) {

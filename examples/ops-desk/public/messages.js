@@ -3,23 +3,32 @@
 import { h, pairsTable, valueView } from './dom.js'
 import { markdown } from './markdown.js'
 
-/** The person's words, and what they decided. */
-export function userView({ content, data }) {
+/** The person's words, and what they decided: a change of a tool that is not `editable` has approved nothing yet. */
+export function userView({ content, data }, tools) {
   const decisions = data.approvals ?? []
   return h(
     'article',
     { class: 'turn user' },
     h('h2', { class: 'unseen' }, 'You'),
     content ? h('p', { class: 'said' }, content) : null,
-    decisions.length > 0 ? h('ul', { class: 'decisions' }, decisions.map(decisionView)) : null,
+    decisions.length > 0
+      ? h(
+          'ul',
+          { class: 'decisions' },
+          decisions.map((decision) => decisionView(decision, tools)),
+        )
+      : null,
   )
 }
 
-function decisionView({ name, input, execute, rejection_reason: reason, edited_input: edited }) {
+function decisionView(
+  { name, input, execute, rejection_reason: reason, edited_input: edited },
+  tools,
+) {
   const [kind, word] = !execute
     ? ['no', 'Rejected']
     : edited
-      ? ['yes', 'Approved with changes']
+      ? ['yes', tools.get(name)?.editable ? 'Approved with changes' : 'Changed']
       : ['yes', 'Approved']
   return h(
     'li',
