@@ -48,7 +48,7 @@ Piped, the input is one message: exit code 3 says that the answer waits for an a
     const waiting = answer.data?.approvals ?? []
     if (waiting.length > 0 && !values.json)
       terminal.stderr.write(
-        `${waiting.length} calls wait for approval: ${waiting.map((call: Json) => plain(call.name, '')).join(', ')}\n`,
+        `${waiting.length === 1 ? '1 call waits' : `${waiting.length} calls wait`} for approval: ${waiting.map((call: Json) => plain(call.name, '')).join(', ')}\n`,
       )
     return waiting.length > 0 ? 3 : 0
   },
