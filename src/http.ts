@@ -397,27 +397,19 @@ async function converse(door: Door, ask: Ask, live: Live, body: unknown): Promis
     ...(bindContext && { bindContext }),
     ...(grants && { grants }),
     ...(stream && { emit: (event: RunEvent) => relay(stream, event) }),
+    // What `secrets` names, a child's too, is masked in what the door itself says: session, errors, log.
+    onSecrets(values) {
+      const [before, own] = [at.mask, masker(secretsOf({}, values))]
+      at.mask = (text) => own(before(text))
+      ask.mask = at.mask
+    },
   }
   const input = inputOf(thread, items, incoming.$run, ask.mask, limits.decisions)
   const work: Promise<Answer> =
     typeof agent === 'function'
       ? heard(agent, input, options, ask.mask)
-      : run(overheard(agent, ask, at), input, options)
+      : run(agent, input, options)
   await finish(door, ask, await inTime(work, signal, door.lastMs), at)
-}
-
-/** The agent, whose `secrets` are masked in what the door itself says too: session, errors, log. */
-function overheard(agent: Agent, ask: Ask, at: At): Agent {
-  const { secrets } = agent
-  if (!secrets) return agent
-  const listen: Agent['secrets'] = async (ctx) => {
-    const values = await secrets(ctx)
-    const [before, own] = [at.mask, masker(secretsOf({}, values))]
-    at.mask = (text) => own(before(text))
-    ask.mask = at.mask
-    return values
-  }
-  return Object.create(agent, { secrets: { value: listen, enumerable: true } }) as Agent
 }
 
 /** A function and what it said through `emit`, which counts over what it returns: both answers must be the same. */
