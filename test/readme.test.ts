@@ -129,6 +129,8 @@ console.log(typeof chat)`,
 })
 
 describe('every command it shows', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'dcaf-readme-'))
+  after(() => rmSync(folder, { recursive: true }))
   let desk: ChildProcess
   let url = ''
   before(async () => {
@@ -150,6 +152,7 @@ describe('every command it shows', () => {
 
   const sh = async (command: string) => {
     const here = command
+      .replaceAll('/tmp/asked.json', join(folder, 'asked.json'))
       .replaceAll('http://127.0.0.1:8000', url)
       .replace('npm run --silent chat', `npm run --silent chat -- ${url}`)
     return (await promisify(execFile)('sh', ['-c', here], { cwd: root, env })).stdout
@@ -164,6 +167,11 @@ describe('every command it shows', () => {
       const answer = JSON.parse(await sh(command))
       assert.equal(answer.data.tool_calls[0].name, 'restart_process')
       assert.equal(answer.meta_data.stop_reason, 'approval')
+    },
+    node: async (command) => {
+      const answer = JSON.parse(await sh(command))
+      assert.match(answer.data.executed_tool_calls[0].output, /^\{"name":"web-1","old_pid":\d+,"new_pid":\d+\}$/)
+      assert.equal(answer.meta_data.stop_reason, 'end')
     },
     echo: async (command) => assert.match(await sh(command), /web-1.*running/),
   }
