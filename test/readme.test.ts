@@ -170,7 +170,10 @@ describe('every command it shows', () => {
     },
     node: async (command) => {
       const answer = JSON.parse(await sh(command))
-      assert.match(answer.data.executed_tool_calls[0].output, /^\{"name":"web-1","old_pid":\d+,"new_pid":\d+\}$/)
+      assert.match(
+        answer.data.executed_tool_calls[0].output,
+        /^\{"name":"web-1","old_pid":\d+,"new_pid":\d+\}$/,
+      )
       assert.equal(answer.meta_data.stop_reason, 'end')
     },
     echo: async (command) => assert.match(await sh(command), /web-1.*running/),
