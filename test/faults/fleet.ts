@@ -127,8 +127,11 @@ export async function decide(
 export interface Replica {
   url: string
   pid: number
-  /** Goes on, and resolves when it stops there; it stops there from now on. */
-  reaches(point: Point): Promise<void>
+  /**
+   * Goes on, and stops there from now on. What it gives waits for that: `during` is what must not end before.
+   * Resolves once the replica knows: a request and this order come by different ways.
+   */
+  stopAt(point: Point): Promise<(during?: Promise<unknown>) => Promise<void>>
   /** Goes on, and stops nowhere any more. */
   go(): void
   /** Takes decisions without the door, one after another. */
@@ -181,17 +184,28 @@ export async function startReplica(options: ReplicaOptions): Promise<Replica> {
       child.on('message', onMessage)
       exited.then((how) => reject(new Error(`it ended: ${JSON.stringify(how)} ${errors}`)))
     })
-  const order = (what: Order) => void child.send(what)
+  let orders = 0
+  const order = (what: Order): number => {
+    child.send({ ...what, order: ++orders } satisfies Order)
+    return orders
+  }
   const port = await hear((said) => said.port)
   return {
     url: `http://127.0.0.1:${port}`,
     pid: child.pid as number,
-    reaches(point) {
+    async stopAt(point) {
       const there = hear((said) => (said.at === point ? true : undefined))
-      order({ stopAt: point, go: true })
-      return there.then(() => {})
+      there.catch(() => {}) // whoever waits for it is told
+      const sent = order({ stopAt: point, go: true })
+      await hear((said) => (said.known === sent ? true : undefined))
+      return async (during = new Promise(() => {})) => {
+        const tooSoon = during.then((answer) => {
+          throw new Error(`never stopped at ${point}: ${JSON.stringify(answer)} ${errors}`)
+        })
+        await Promise.race([there, tooSoon])
+      }
     },
-    go: () => order({ stopAt: null, go: true }),
+    go: () => void order({ stopAt: null, go: true }),
     decideAll(decisions) {
       const outputs = hear((said) => said.outputs)
       order({ decide: decisions })

@@ -75,9 +75,9 @@ for (const { name, open, skip } of worlds)
         tried(t, `${name}, ${point}`, times(1, 20), async (index) => {
           const victim = next
           const call = await propose(index % 2 ? survivor.url : victim.url, `web-${index}`)
-          const there = victim.reaches(point)
+          const there = await victim.stopAt(point)
           const lost = decide(victim.url, call, styles[index % 4]).catch(() => undefined)
-          await there
+          await there(lost)
           assertTrue(await decide(survivor.url, call, styles[(index + 1) % 4]), call, asked)
           const restarted = start(world)
           await victim.kill()
@@ -95,9 +95,9 @@ for (const { name, open, skip } of worlds)
       tried(t, `${name}, before begin`, times(1, 20), async () => {
         const victim = next
         const call = await propose(victim.url, 'web-1')
-        const there = victim.reaches('beginning')
+        const there = await victim.stopAt('beginning')
         const lost = decide(victim.url, call).catch(() => undefined)
-        await there
+        await there(lost)
         const restarted = start(world)
         await victim.kill()
         await lost
@@ -126,9 +126,9 @@ describe('the end of a process, SQLite', () => {
   async function underWay(more: object) {
     const replica = await start(world, more)
     const call = await propose(replica.url, 'web-1')
-    const there = replica.reaches('effect')
+    const there = await replica.stopAt('effect')
     const answer = decide(replica.url, call).catch(() => undefined)
-    await there
+    await there(answer)
     return { replica, call, answer }
   }
 

@@ -33,9 +33,9 @@ export interface ReplicaOptions {
   hardMs?: number
 }
 /** What it hears: where to stop from now on (`null`: nowhere), to go on, or decisions to take without the door. */
-export type Order = { stopAt?: Point | null; go?: true; decide?: Decision[] }
-/** What it says: that it listens, that it stopped, what became of the decisions. */
-export type Said = { port?: number; at?: Point; outputs?: string[] }
+export type Order = { order?: number; stopAt?: Point | null; go?: true; decide?: Decision[] }
+/** What it says: that it listens, that it knows its order, that it stopped, what became of the decisions. */
+export type Said = { port?: number; known?: number; at?: Point; outputs?: string[] }
 
 const options = JSON.parse(process.argv[2] ?? '') as ReplicaOptions
 const say = (said: Said) => void process.send?.(said)
@@ -89,7 +89,11 @@ const agent = opsAgent(
 const { store: inner } = await openStore(options.where)
 const store = marked(inner)
 const keys = [options.key]
-const chat = chatHandler(agent, { keys, store })
+const chat = chatHandler(agent, {
+  keys,
+  store,
+  log: (entry) => entry.level === 'error' && console.error(JSON.stringify(entry)),
+})
 const server = createServer(serverOptions, async (req, res) => {
   if (!(await chat(req, res))) res.writeHead(404).end()
 })
@@ -103,6 +107,7 @@ process.on('disconnect', () => process.exit(2)) // whoever started it is gone
 
 process.on('message', async (order: Order) => {
   if (order.stopAt !== undefined) stopAt = order.stopAt ?? undefined
+  if (order.order) say({ known: order.order })
   const going = order.go ? held.splice(0) : []
   for (const go of going) go()
   if (!order.decide) return

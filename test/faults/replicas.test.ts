@@ -94,16 +94,16 @@ for (const { name, open, skip } of worlds)
       const count = times(1, 20)
       for (let index = 0; index < count; index++) {
         const call = await propose(other.url, 'web-1')
-        const there = slow.reaches('effect')
+        const there = await slow.stopAt('effect')
         const answer = decide(slow.url, call)
-        await there
+        await there()
         const words =
           'Outcome unknown: restart did not finish within 60 ms. It was NOT run again. Check the target before asking again.'
         assert.equal((await answer).output, words)
         for (const replica of [slow, other])
           assert.match((await decide(replica.url, call)).output ?? '', isRunning)
-        const recorded = slow.reaches('finished')
-        await recorded
+        const recorded = await slow.stopAt('finished')
+        await recorded()
         slow.go()
         const [effect] = effects.of(call.callId)
         for (const replica of [slow, other]) {
