@@ -71,7 +71,7 @@ await judge({}, list) // unknown is not harmless
 //   delete_pod shop: pending high risk
 //   delete_pod kube-system: rejected the cluster itself is off limits
 //   kubectl kubectl get pods -n shop: completed
-//   kubectl kubectl get pods; rm -rf /: pending command has shell operators
+//   kubectl kubectl get pods; rm -rf /: pending command has shell operators or quotes
 //   kubectl kubectl delete pods --all: rejected command is of a forbidden kind
 // { tenant_name: 'prod-eu', user_roles: [ 'viewer' ] }
 //   list_pods shop: pending production
