@@ -181,7 +181,7 @@ describe('the end of a process, SQLite', () => {
 
 /** Approvals without end from many clients, each twice at once, while replicas are killed at random. */
 async function storm(world: World, approvals: number, pauseMs: () => number, endsAt: number) {
-  const replicas = await Promise.all([1, 2, 3].map(() => start(world, { workMs: 5 })))
+  const replicas = await Promise.all([1, 2, 3].map(() => start(world, { workMs: 20 })))
   const one = () => replicas[Math.floor(Math.random() * replicas.length)] as Replica
   const calls: Proposed[] = []
   let kills = 0
@@ -210,7 +210,7 @@ async function storm(world: World, approvals: number, pauseMs: () => number, end
       await sleep(pauseMs())
       const index = Math.floor(Math.random() * replicas.length)
       const victim = replicas[index] as Replica
-      const replacement = start(world, { workMs: 5 })
+      const replacement = start(world, { workMs: 20 })
       await victim.kill()
       replicas[index] = await replacement
       kills++
@@ -238,8 +238,8 @@ for (const { name, open, skip } of isFull ? worlds : worlds.slice(0, 1))
   }, async (t) => {
     const world = await open()
     try {
-      const [count, ms] = isNightly ? [20_000, 600_000] : [times(12, 150), times(5_000, 40_000)]
-      const pause = () => 200 + Math.random() * times(200, 1_800)
+      const [count, ms] = isNightly ? [20_000, 600_000] : [times(12, 5_000), times(5_000, 25_000)]
+      const pause = () => 200 + Math.random() * (isNightly ? 1_800 : 200)
       const { calls, kills, unknown } = await storm(world, count, pause, Date.now() + ms)
       row(t, `${name}, killed at random`, calls, 0, `${kills} kills, ${unknown} unknown`)
     } finally {
