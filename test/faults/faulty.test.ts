@@ -196,7 +196,7 @@ test('a client that goes away at any point: an approved tool finishes, and who a
   const cuts: { name: string; runs: boolean; at: string | number }[] = [
     { name: 'in the middle of the head', runs: false, at: 'head' },
     { name: 'in the middle of the body', runs: false, at: 'body' },
-    { name: 'while the ledger is read', runs: true, at: 'get' },
+    { name: 'while the ledger is read', runs: false, at: 'get' },
     { name: 'while it begins', runs: true, at: 'begin' },
     ...Array.from({ length: steps }, (_, at) => ({ name: `at step ${at}`, runs: true, at })),
     { name: 'while it finishes', runs: true, at: 'finish' },
@@ -245,7 +245,7 @@ test('a client that goes away at any point: an approved tool finishes, and who a
           await client.until('HTTP/1.1 200')
           await cut()
         }
-        while (it.handler.active > 0 || (runs && it.done.length === 0))
+        while (!isCut || it.handler.active > 0 || (runs && it.done.length === 0))
           await new Promise(setImmediate)
         cut = async () => {}
         assert.deepEqual([isCut, it.done.length], [true, runs ? 1 : 0])
