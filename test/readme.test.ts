@@ -23,7 +23,7 @@ import { promisify } from 'node:util'
 import { coreFiles, count, reaches } from '../scripts/lines.ts'
 import { runLimits } from '../src/agent.ts'
 import { serverOptions } from '../src/door.ts'
-import { defaultTimeouts } from '../src/providers/wire.ts'
+import { defaultTimeouts } from '../src/providers/limits.ts'
 import type { Json } from './harness.ts'
 import { root, snippetsOf, textOf, written } from './snippets.ts'
 

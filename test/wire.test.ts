@@ -9,26 +9,14 @@ import { test } from 'node:test'
 import { inspect } from 'node:util'
 import fc from 'fast-check'
 import { type Dispatcher, MockAgent } from 'undici'
+import { ProviderError, retryAfterMs, truncated } from '../src/providers/errors.ts'
+import { alternating, Memory, toJson } from '../src/providers/history.ts'
+import { caps, checkedTimeouts } from '../src/providers/limits.ts'
+import { EventReader } from '../src/providers/lines.ts'
 import { DcafError, type Message, type ModelRequest, noUsage } from '../src/providers/provider.ts'
-import {
-  caps,
-  checkedTimeouts,
-  type HttpOptions,
-  httpProvider,
-  inputObject,
-  LineReader,
-  ProviderError,
-  remembering,
-  rememberingHistory,
-  retryAfterMs,
-  retrying,
-  SseReader,
-  toJson,
-  toolInput,
-  toReply,
-  truncated,
-  type Wire,
-} from '../src/providers/wire.ts'
+import { inputObject, toolInput, toReply } from '../src/providers/reply.ts'
+import { retrying } from '../src/providers/retry.ts'
+import { type HttpOptions, httpProvider, type Wire } from '../src/providers/wire.ts'
 import { type Answering, type FakeVendor, fakeVendor } from './providers/fake.ts'
 import { instant, outcomeOf, request, scale, user } from './providers/table.ts'
 
@@ -81,22 +69,28 @@ const hello = { headers: events, pieces: said('hel', 'lo', 'end') }
 // ---- Reading
 
 function readAll(
-  reader: SseReader | LineReader,
+  format: 'sse' | 'ndjson',
   text: string | Buffer,
   cuts: number[] = [],
 ): [string, string][] {
+  const reader = new EventReader(format)
   const bytes = Buffer.from(text)
   const out: [string, string][] = []
+  const take = () => {
+    for (let event = reader.next(); event; event = reader.next()) out.push([event.name, event.data])
+  }
   let from = 0
   for (const cut of [...cuts, bytes.length]) {
-    for (const { name, data } of reader.push(bytes.subarray(from, cut))) out.push([name, data])
+    reader.push(bytes.subarray(from, cut))
     from = cut
+    take()
   }
-  for (const { name, data } of reader.rest()) out.push([name, data])
+  reader.end()
+  take()
   return out
 }
 
-const sse = (text: string | Buffer, cuts?: number[]) => readAll(new SseReader(), text, cuts)
+const sse = (text: string | Buffer, cuts?: number[]) => readAll('sse', text, cuts)
 const everyByte = (text: string) => Array.from(Buffer.from(text), (_, i) => i + 1)
 
 test('reads events whatever ends their lines, comments and a byte order mark aside', () => {
@@ -142,11 +136,11 @@ test('reads any events the same in any pieces', () => {
 })
 
 test('reads lines of JSON, the last one without an end too', () => {
-  const lines = (text: string, cuts?: number[]) => readAll(new LineReader(), text, cuts)
+  const lines = (text: string, cuts?: number[]) => readAll('ndjson', text, cuts)
   const text = '\ufeff{"a":"ż"}\r\n\n {"b":2}\n{"c":3}'
   const expected = [
     ['', '{"a":"ż"}'],
-    ['', ' {"b":2}'],
+    ['', '{"b":2}'],
     ['', '{"c":3}'],
   ]
   assert.deepEqual(lines(text), expected)
@@ -155,7 +149,7 @@ test('reads lines of JSON, the last one without an end too', () => {
 
 test('keeps a line of up to 1 MiB and refuses a longer one, in pieces of any size', () => {
   for (const size of [1, 1000, 70_000, caps.line * 2]) {
-    const reader = new SseReader()
+    const reader = new EventReader('sse')
     const piece = Buffer.alloc(Math.min(size, caps.line), 'x')
     reader.push(Buffer.from('data: '))
     for (let n = 6; n + piece.length <= caps.line; n += piece.length) reader.push(piece)
@@ -164,7 +158,7 @@ test('keeps a line of up to 1 MiB and refuses a longer one, in pieces of any siz
       reader.push(piece)
     }, /more than 1 MiB/)
   }
-  const many = new SseReader()
+  const many = new EventReader('sse')
   const line = Buffer.from(`data: ${'x'.repeat(1000)}\n`)
   assert.throws(() => {
     for (let i = 0; i < 1100; i++) many.push(line)
@@ -307,6 +301,7 @@ against('reads the words of an error in every envelope', {}, async (vendor) => {
     ['no such', 'no such', 'provider_error'],
     ['{"error":{"type":"strange"}}', 'strange', 'provider_error'],
     ['{"error":{"message":"x","code":"context_length_exceeded"}}', 'x', 'context_too_long'],
+    ['{"error":{"message":"x","code":{"toString":1}}}', 'x', 'provider_error'],
     ['{"error":{"message":"x","code":"insufficient_quota"}}', 'x', 'provider_config'],
   ]
   for (const [body, words, code] of table) {
@@ -390,8 +385,12 @@ against('asks for headers every time, within its clocks', hello, async (vendor) 
     ['Bearer token-0', 'Bearer token-1'],
   )
   const broken = new Error('no token')
-  const { error } = await outcomeOf(make(vendor, {}, { headers: () => Promise.reject(broken) }))
-  assert.equal(error, broken)
+  const fails = () => {
+    throw broken
+  }
+  for (const headers of [fails, () => Promise.reject(broken)]) {
+    assert.equal((await outcomeOf(make(vendor, {}, { headers }))).error, broken)
+  }
   const never = make(
     vendor,
     { timeouts: { firstEventMs: 30 }, retries: 0 },
@@ -592,18 +591,18 @@ function failure(
   })
 }
 
-test('retries what its classification calls passing, and nothing else', async () => {
-  const strange = new Error('strange')
+test('retries a failure that may pass, and nothing else', async () => {
   let calls = 0
-  const attempt = async () => {
-    if (++calls < 3) throw strange
+  const failing = (error: Error) => async () => {
+    if (++calls < 3) throw error
     return 'done'
   }
-  const classify = (error: unknown) => (error === strange ? failure() : undefined)
-  assert.equal(await retrying(attempt, { classify, clock: instant() }), 'done')
-  calls = 0
-  await assert.rejects(retrying(attempt, { clock: instant() }), (error) => error === strange)
-  assert.equal(calls, 1)
+  assert.equal(await retrying(failing(failure()), { clock: instant() }), 'done')
+  for (const other of [new Error('strange'), failure({ retryable: false })]) {
+    calls = 0
+    await assert.rejects(retrying(failing(other), { clock: instant() }), (e) => e === other)
+    assert.equal(calls, 1)
+  }
 })
 
 test('doubles its pauses up to eight seconds, less up to a quarter', async () => {
@@ -708,37 +707,136 @@ test('writes half a surrogate pair as a replacement, and a backslash before `ud`
   })
 })
 
-test('renders a message once, the last one every time, and neighbours of one role together', () => {
-  let expanded = 0
-  const history = rememberingHistory(
-    (message: Message) => {
-      expanded++
-      return [{ role: message.role, content: [...message.parts] }]
-    },
-    (a, b) => ({ role: a.role, content: [...a.content, ...b.content] }),
-  )
-  const messages = [user('a'), user('b'), user('c')]
-  const [first] = history(messages)
-  assert.equal(expanded, 3)
-  assert.equal(first?.content.length, 3)
-  messages.push({ role: 'assistant', parts: [], results: [] }, user('d'))
-  const older = history(messages)
-  const newer = history(messages)
-  assert.equal(expanded, 3 + 3 + 1)
-  assert.equal(newer[0], older[0])
-  assert.notEqual(newer.at(-1), older.at(-1))
-  assert.deepEqual(
-    newer.map((turn) => turn.content.length),
-    [3, 0, 1],
+const call = (id: string, input: unknown, content: string): Message => ({
+  role: 'assistant',
+  parts: [{ type: 'tool_call', id, name: 'look', input }],
+  results: [{ callId: id, outcome: 'ok', content }],
+})
+
+/** Turns as simple as can be, and the texts that were rendered to make them. */
+function plainHistory(merge?: typeof alternating<{ role: string; content: unknown[] }>) {
+  const rendered: string[] = []
+  const history = new Memory((message: Message) => {
+    rendered.push(JSON.stringify(message))
+    const { role, parts } = message
+    const said = { role: role as string, content: parts as unknown[] }
+    if (message.role === 'user') return [said]
+    return [said, { role: 'user', content: message.results as unknown[] }]
+  }, merge)
+  const text = (...given: Parameters<typeof history.of>) => toJson({ turns: history.of(...given) })
+  return { text, rendered }
+}
+
+test('renders a message once, and again when it was changed, in place and however deep', () => {
+  const { text, rendered } = plainHistory(alternating)
+  const input = { path: { to: ['a'] } }
+  const messages = [user('a'), call('1', input, 'x'), user('b')]
+  text(messages)
+  text([...messages, call('2', {}, 'y')])
+  assert.equal(rendered.length, 4)
+  text(messages) // an older request, and a newer one again
+  text([...messages, call('2', {}, 'y')])
+  assert.equal(rendered.length, 4)
+  input.path.to.push('b')
+  text([...messages, call('2', {}, 'y')])
+  assert.deepEqual(rendered.slice(4), [
+    JSON.stringify(messages[1]),
+    JSON.stringify(user('b')),
+    JSON.stringify(call('2', {}, 'y')),
+  ])
+})
+
+test('writes the same as a history that remembers nothing, whatever was changed, added or taken', () => {
+  const value = fc.letrec((tie) => ({
+    any: fc.oneof(
+      { depthSize: 'small' },
+      fc.constantFrom(1, 'x', null),
+      tie('list'),
+      tie('object'),
+    ),
+    list: fc.array(tie('any'), { maxLength: 2 }),
+    object: fc.dictionary(fc.constantFrom('a', 'b'), tie('any')),
+  })).any
+  const step = fc.record({ at: fc.nat(6), input: value, text: fc.constantFrom('', 'a', 'b') })
+  fc.assert(
+    fc.property(fc.array(step), fc.boolean(), fc.boolean(), (steps, merges, marks) => {
+      const merge = merges ? alternating : undefined
+      const finish = marks ? (last: object) => ({ ...last, mark: 1 }) : undefined
+      const { text } = plainHistory(merge)
+      const messages: Message[] = [user('go')]
+      for (const { at, input, text: words } of steps) {
+        const i = at % (messages.length + 1)
+        const old = messages[i]
+        if (!old) messages.push(words ? user(words) : call('1', input, words))
+        else if (words === 'a') messages.length = Math.max(i, 1)
+        else if (words === 'b') old.parts.push({ type: 'text', text: 'more' })
+        else if (old.role === 'assistant') Object.assign(old.parts[0] ?? {}, { input })
+        const given = [messages, finish] as Parameters<typeof text>
+        const fresh = plainHistory(merge).text(...(structuredClone(messages) && given))
+        assert.equal(text(...given), fresh)
+      }
+    }),
+    { numRuns: 300 * scale },
   )
 })
 
-test('remembers by the values an object holds', () => {
-  const make = remembering((from: { name: string }) => ({ of: from.name }))
-  const tool = { name: 'a' }
-  assert.equal(make(tool), make(tool))
-  tool.name = 'b'
-  assert.deepEqual(make(tool), { of: 'b' })
+against('forgets a talk when it has come to an answer, and not before', {}, async (vendor) => {
+  const call = { type: 'tool_call' as const, id: 'a', name: 'look', input: {} }
+  const forgotten: ModelRequest[] = []
+  const provider = make(
+    vendor,
+    {},
+    {
+      parse: (json) => toReply(json.calls ? [call] : [], 'stop', noUsage, {}),
+      forget: (request) => forgotten.push(request),
+    },
+  )
+  vendor.answer({ pieces: ['{"calls":true}'] })
+  await provider.complete(request())
+  assert.equal(forgotten.length, 0)
+  vendor.answer({ pieces: ['{}'] })
+  const last = request()
+  await provider.complete(last)
+  assert.deepEqual(forgotten, [last])
+})
+
+test('renders a talk anew that was forgotten', () => {
+  const expanded: Message[] = []
+  const history = new Memory((message: Message) => {
+    expanded.push(message)
+    return [message]
+  })
+  const messages = [user('a'), user('b')]
+  history.of(messages)
+  history.of(messages)
+  assert.equal(expanded.length, 2)
+  history.forget(messages)
+  history.of(messages)
+  assert.equal(expanded.length, 4)
+})
+
+test('joins neighbours of one role, of which the last may be marked', () => {
+  const { text } = plainHistory(alternating)
+  const messages = [user('a'), call('1', {}, 'x'), user('b')]
+  const turns = JSON.parse(text(messages, (last) => ({ ...last, mark: 1 }))).turns
+  assert.deepEqual(
+    turns.map(({ role, content, mark }: Record<string, unknown[]>) => [
+      role,
+      content?.length,
+      mark,
+    ]),
+    [
+      ['user', 1, undefined],
+      ['assistant', 1, undefined],
+      ['user', 2, 1],
+    ],
+  )
+  assert.equal(JSON.parse(text(messages)).turns[2].mark, undefined)
+})
+
+test('lets nobody but `toJson` write what is remembered', () => {
+  const history = new Memory((message: Message) => [message])
+  assert.throws(() => JSON.stringify({ deep: history.of([user('a')]) }), /top-level array/)
 })
 
 // ---- Calls

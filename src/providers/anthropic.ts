@@ -2,7 +2,10 @@
 // https://docs.claude.com/en/api/messages  https://docs.claude.com/en/docs/build-with-claude/streaming
 // Thinking, server-side tools and blocks of a kind we do not know travel as opaque parts, unchanged and in place.
 
-import type { FinishReason, Message, ModelReply, ModelRequest, Part } from './provider.ts'
+import { configError, truncated, unsupportedFile } from './errors.ts'
+import { alternating, instructions, Memory } from './history.ts'
+import type { FinishReason, Message, ModelReply, ModelRequest, Part, ToolSpec } from './provider.ts'
+import { append, inputObject, toReply as replyOf, string, toolInput, toUsage } from './reply.ts'
 import * as wire from './wire.ts'
 
 export interface AnthropicOptions extends wire.HttpOptions {
@@ -26,12 +29,10 @@ export function anthropic(options: AnthropicOptions): wire.HttpProvider {
   const { model, betas, extra, serverTools = [], maxTokens = 8192 } = options
   const apiKey = (options.apiKey ?? process.env.ANTHROPIC_API_KEY)?.trim()
   const given = options.baseUrl ?? process.env.ANTHROPIC_BASE_URL
-  if (!apiKey && !given) throw wire.configError(name, 'pass apiKey or set ANTHROPIC_API_KEY')
+  if (!apiKey && !given) throw configError(name, 'pass apiKey or set ANTHROPIC_API_KEY')
   const base = (given || 'https://api.anthropic.com').replace(/\/+$/, '').replace(/\/v1$/, '')
-  const history = wire.rememberingHistory(toTurns, wire.alternating)
-  const toolOf = wire.remembering((tool: ModelRequest['tools'][number]): Block => {
-    return { name: tool.name, description: tool.description, input_schema: tool.input }
-  })
+  const history = new Memory(toTurns, alternating<Turn>)
+  const offered = new Memory(toTool)
   return wire.httpProvider(
     {
       name,
@@ -47,22 +48,27 @@ export function anthropic(options: AnthropicOptions): wire.HttpProvider {
       render: (request, stream) => {
         const ttl = typeof request.cache === 'object' ? request.cache : {}
         const cache = request.cache ? { type: 'ephemeral', ...ttl } : undefined
-        const tools = [...serverTools, ...request.tools.map(toolOf)]
-        const system = toSystem(request, cache)
-        const turns = history(request.messages)
-        const last = cache && turns.pop()
+        const point = cache && { cache_control: cache }
+        const mark = point && ((turn: Turn) => ({ ...turn, content: marked(turn.content, point) }))
+        const own = offered.of(request.tools, point && ((tool) => ({ ...tool, ...point })))
+        const tools = own.length ? [...serverTools, ...own] : marked(serverTools, point)
+        const system = instructions(request).map(({ text, isPoint }) => {
+          const own = point ?? { cache_control: { type: 'ephemeral' } }
+          return { type: 'text', text, ...(isPoint && own) }
+        })
         return {
           model,
           ...extra,
           max_tokens: request.maxTokens ?? maxTokens,
           ...(request.temperature !== undefined && { temperature: request.temperature }),
           ...(stream && { stream }),
-          ...(tools.length && { tools: cache ? marked(tools, cache) : tools }),
+          ...(tools.length && { tools }),
           ...(tools.length && toToolChoice(request)),
           ...(system.length && { system }),
-          messages: last ? [...turns, { ...last, content: marked(last.content, cache) }] : turns,
+          messages: history.of(request.messages, mark),
         }
       },
+      forget: ({ messages }) => history.forget(messages),
       parse: toReply,
       fold,
       isPaused: ({ raw }) => (raw as Block).finishReason === 'pause_turn',
@@ -77,21 +83,13 @@ const name = 'anthropic'
 type Block = Record<string, any>
 type Turn = { role: 'user' | 'assistant'; content: Block[] }
 
-/** At most four points are allowed: one is the tools', one the last message's, so two are left for `system`. */
-function toSystem(request: ModelRequest, cache: Block | undefined): Block[] {
-  const blocks = request.system.filter((block) => block.text.trim() !== '')
-  const points = blocks.filter((block) => block.cache).slice(-2)
-  if (cache && points.length === 0) points.push(...blocks.slice(-1))
-  return blocks.map((block) => ({
-    type: 'text',
-    text: block.text,
-    ...(points.includes(block) && { cache_control: cache ?? { type: 'ephemeral' } }),
-  }))
-}
-
 function toToolChoice({ toolChoice = 'auto' }: ModelRequest): Block | undefined {
   if (toolChoice === 'auto') return undefined
   return { tool_choice: toolChoice === 'none' ? { type: 'none' } : { type: 'tool', ...toolChoice } }
+}
+
+function toTool({ name, description, input }: ToolSpec): Block[] {
+  return [{ name, description, input_schema: input }]
 }
 
 /** The turn and, as a user turn that is joined to the next, all results of its calls. */
@@ -114,7 +112,7 @@ function toBlock(part: Part, message: Message, before: Part | undefined): Block[
   if (part.type === 'file') return [toFile(part, message)]
   const isOurs = part.type === 'opaque' && part.provider === name && !callerOf(part)
   if (part.type === 'opaque') return isOurs ? [part.data as Block] : []
-  const input = wire.inputObject(part.input)
+  const input = inputObject(part.input)
   return [{ type: 'tool_use', id: part.id, name: part.name, input, ...callerOf(before) }]
 }
 
@@ -138,13 +136,13 @@ function toFile(part: Part & { type: 'file' }, { role }: Message): Block {
       return { type: 'document', source: plain, ...title }
     }
   }
-  throw wire.unsupportedFile(name, "PNG, JPEG, GIF, WebP, PDF and text in a user's message", part)
+  throw unsupportedFile(name, "PNG, JPEG, GIF, WebP, PDF and text in a user's message", part)
 }
 
 /** The point goes on the last block that may carry one: thinking may not. */
-function marked(blocks: Block[], cache: Block | undefined): Block[] {
-  const at = blocks.findLastIndex(({ type }) => !/thinking$/.test(type))
-  return at < 0 ? blocks : blocks.with(at, { ...blocks[at], cache_control: cache })
+function marked(blocks: Block[], point: Block | undefined): Block[] {
+  const at = point ? blocks.findLastIndex(({ type }) => !/thinking$/.test(type)) : -1
+  return at < 0 ? blocks : blocks.with(at, { ...blocks[at], ...point })
 }
 
 const reasons: Record<string, FinishReason> = {
@@ -160,22 +158,22 @@ function toReply(message: Block, answer: wire.Answer): ModelReply {
   const finish = reasons[stop_reason] ?? 'stop'
   const opaque = (data: unknown): Part => ({ type: 'opaque', provider: name, data })
   const parts = (content as Block[]).flatMap((block, i, { length }): Part[] => {
-    if (block.type === 'text') return [{ type: 'text', text: wire.string(block.text) }]
+    if (block.type === 'text') return [{ type: 'text', text: string(block.text) }]
     if (block.type !== 'tool_use') return [opaque(block)]
     const { id, caller } = block
-    const input = wire.toolInput(block.input, finish === 'length' && i === length - 1)
-    const call: Part = { type: 'tool_call', id, name: wire.string(block.name), input }
+    const input = toolInput(block.input, finish === 'length' && i === length - 1)
+    const call: Part = { type: 'tool_call', id, name: string(block.name), input }
     return caller && caller.type !== 'direct' ? [opaque({ caller }), call] : [call]
   })
   const counts = rest.usage ?? {}
-  const usage = wire.toUsage(
+  const usage = toUsage(
     counts.input_tokens,
     counts.output_tokens,
     counts.cache_read_input_tokens,
     counts.cache_creation_input_tokens,
   )
   const raw = { finishReason: stop_reason, requestId: answer.requestId, ...rest }
-  return wire.toReply(parts, finish, usage, raw)
+  return replyOf(parts, finish, usage, raw)
 }
 
 function fold(answer: wire.Answer): wire.Fold {
@@ -190,7 +188,7 @@ function fold(answer: wire.Answer): wire.Fold {
       if (type === 'content_block_start') {
         if (index !== message.content.length) throw new TypeError('blocks out of order')
         message.content.push(json.content_block)
-        if (json.content_block.type === 'text') return wire.string(json.content_block.text)
+        if (json.content_block.type === 'text') return string(json.content_block.text)
       } else if (type === 'message_start') {
         if (message.content.length) throw new TypeError('begun twice')
         message = { ...json.message, content: [] }
@@ -205,12 +203,12 @@ function fold(answer: wire.Answer): wire.Fold {
       return undefined // for `ping` and kinds to come
     },
     end() {
-      if (!this.done) throw wire.truncated(answer)
+      if (!this.done) throw truncated(answer)
       message.content.forEach((block: Block, i: number) => {
         // An input that came whole with the block's start stands, unless pieces followed.
         if (!inputs[i] && Object.keys(block.input ?? {}).length) return
         if (block.type === 'tool_use') block.input = inputs[i] ?? ''
-        else if ('input' in block) block.input = wire.toolInput(inputs[i])
+        else if ('input' in block) block.input = toolInput(inputs[i])
       })
       return toReply(message, answer)
     },
@@ -218,11 +216,11 @@ function fold(answer: wire.Answer): wire.Fold {
 
   function extend(block: Block, delta: Block, index: number): string | undefined {
     if (delta.type === 'text_delta') {
-      block.text += wire.string(delta.text)
+      block.text += string(delta.text)
       return delta.text
     }
     if (delta.type === 'input_json_delta') {
-      inputs[index] = wire.append(answer, inputs[index] ?? '', wire.string(delta.partial_json))
+      inputs[index] = append(answer, inputs[index] ?? '', string(delta.partial_json))
     } else if (delta.type === 'citations_delta') {
       block.citations = [...(block.citations ?? []), delta.citation]
     } else if (delta.type === 'thinking_delta')

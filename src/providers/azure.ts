@@ -1,6 +1,7 @@
 // OpenAI's models on Azure: the same words as openai.ts, at another address and with another kind of key.
 // https://learn.microsoft.com/azure/ai-foundry/openai/reference  https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle
 
+import { configError } from './errors.ts'
 import { bearer, type ChatOptions, chatWire, tokensField } from './openai.ts'
 import * as wire from './wire.ts'
 
@@ -28,10 +29,10 @@ export function azure(options: AzureOptions): wire.HttpProvider {
   const apiKey = (options.apiKey ?? AZURE_OPENAI_API_KEY)?.trim()
   const endpoint = (options.endpoint || AZURE_OPENAI_ENDPOINT || '').replace(/\/+$/, '')
   const apiVersion = options.apiVersion || OPENAI_API_VERSION || '2024-10-21'
-  if (!deployment || !model) throw wire.configError(name, 'pass deployment or model')
-  if (!endpoint) throw wire.configError(name, 'pass endpoint or set AZURE_OPENAI_ENDPOINT')
+  if (!deployment || !model) throw configError(name, 'pass deployment or model')
+  if (!endpoint) throw configError(name, 'pass endpoint or set AZURE_OPENAI_ENDPOINT')
   if (!token && !apiKey) {
-    throw wire.configError(name, 'pass apiKey or token, or set AZURE_OPENAI_API_KEY')
+    throw configError(name, 'pass apiKey or token, or set AZURE_OPENAI_API_KEY')
   }
   const isV1 = endpoint.endsWith('/openai/v1')
   const version = isV1 ? options.apiVersion : apiVersion

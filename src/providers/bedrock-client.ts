@@ -4,7 +4,7 @@
 import type { BedrockRuntimeClient } from '@aws-sdk/client-bedrock-runtime'
 import { eventStreamSerdeProvider, requestHandler } from './bedrock-handler.ts'
 import { provider } from './bedrock-request.ts'
-import { endpoint as checked, sharedAgent } from './wire.ts'
+import { endpoint as checked, sharedAgent } from './connect.ts'
 
 /** One method for all of the SDK's commands. */
 export interface BedrockClient {

@@ -3,18 +3,18 @@
 
 import { Broken, Exception, Garbled } from './bedrock-handler.ts'
 import { provider } from './bedrock-request.ts'
-import type { ErrorCode, ModelRequest } from './provider.ts'
 import {
-  type Answer,
   causeOf,
   clean,
   codeOf,
+  type Fail,
   isTransient,
   notAnswered,
   ProviderError,
   retryAfterMs,
-  timeoutError,
-} from './wire.ts'
+} from './errors.ts'
+import { timeoutError } from './limits.ts'
+import type { ErrorCode, ModelRequest } from './provider.ts'
 
 /** Which call failed. */
 export interface About {
@@ -36,7 +36,7 @@ export function toError(thrown: unknown, about: About): ProviderError {
   if (thrown instanceof ProviderError) return thrown
   const error = thrown as SdkError
   const { host, requestId, connectMs, framed } = about
-  const fail: Answer['fail'] = (code, what, options) =>
+  const fail: Fail = (code, what, options) =>
     new ProviderError(code, `${host} ${what}`, { provider, requestId, ...options })
   const cut = (what: string) => fail('provider_truncated', what, { retryable: true })
   if (error instanceof Broken) return cut(error.message)
@@ -58,19 +58,14 @@ export function toError(thrown: unknown, about: About): ProviderError {
     const fix = 'Pass region or set AWS_REGION.'
     return fail('provider_config', `cannot be asked: ${error.message}. ${fix}`)
   }
-  return notAnswered(error, fail, () => timeoutError(provider, host, 'connectMs', connectMs))
+  return notAnswered(error, fail, timeoutError(provider, host, 'connectMs', connectMs))
 }
 
 /** The SDK's own decoder of event streams, where a caller's client uses it. */
 const unreadable = /checksum|event type|message length|too short|header type/i
 
 /** An exception: Bedrock's answer, an event of a stream, or the SDK's before anything was asked. */
-function refused(
-  error: SdkError,
-  answered: number,
-  about: About,
-  fail: Answer['fail'],
-): ProviderError {
+function refused(error: SdkError, answered: number, about: About, fail: Fail): ProviderError {
   const isEvent = answered < 400 && about.requestId !== undefined
   const status = answered >= 400 ? answered : isEvent ? (statuses[error.name] ?? 500) : undefined
   const words = error instanceof SyntaxError ? '' : clean(said(error), about.sent, about.request)

@@ -4,7 +4,7 @@
 
 import { crc32 } from 'node:zlib'
 import type { Dispatcher } from 'undici'
-import { caps } from './wire.ts'
+import { caps } from './limits.ts'
 
 /** The connection ended before the answer did. */
 export class Broken extends Error {}

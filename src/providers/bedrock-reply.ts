@@ -4,8 +4,10 @@
 
 import { Broken, Garbled } from './bedrock-handler.ts'
 import { type Block, provider } from './bedrock-request.ts'
+import { ProviderError } from './errors.ts'
+import { caps } from './limits.ts'
 import type { FinishReason, ModelReply, Part } from './provider.ts'
-import * as wire from './wire.ts'
+import { toReply as replyOf, string, toolInput, toUsage } from './reply.ts'
 
 const reasons: Record<string, FinishReason> = {
   max_tokens: 'length',
@@ -19,9 +21,9 @@ const reasons: Record<string, FinishReason> = {
 export function toReply({ output, $metadata, p: _padding, ...rest }: Block): ModelReply {
   const content: Block[] | undefined = output?.message?.content
   if (!content || rest.stopReason === undefined) throw new Broken('ended its answer early')
-  if (/^malformed_/.test(wire.string(rest.stopReason))) {
+  if (/^malformed_/.test(string(rest.stopReason))) {
     const what = `${provider}: the model wrote what is no answer (${rest.stopReason})`
-    throw new wire.ProviderError('provider_invalid', what, { provider, retryable: true })
+    throw new ProviderError('provider_invalid', what, { provider, retryable: true })
   }
   const finish = reasons[rest.stopReason] ?? 'stop'
   const parts = content.flatMap((block, i, { length }) =>
@@ -29,9 +31,9 @@ export function toReply({ output, $metadata, p: _padding, ...rest }: Block): Mod
   )
   const { inputTokens, outputTokens, cacheReadInputTokens, cacheWriteInputTokens } =
     rest.usage ?? {}
-  const usage = wire.toUsage(inputTokens, outputTokens, cacheReadInputTokens, cacheWriteInputTokens)
+  const usage = toUsage(inputTokens, outputTokens, cacheReadInputTokens, cacheWriteInputTokens)
   const citations = content.flatMap((block) => block.citationsContent?.citations ?? [])
-  return wire.toReply(parts, finish, usage, {
+  return replyOf(parts, finish, usage, {
     finishReason: rest.stopReason,
     requestId: $metadata?.requestId,
     ...rest,
@@ -42,14 +44,14 @@ export function toReply({ output, $metadata, p: _padding, ...rest }: Block): Mod
 /** `cut`: the length ran out in this block. Kinds to come are left out: the SDK could not send them back. */
 function toParts(block: Block, cut: boolean): Part[] {
   const { text, toolUse, reasoningContent, toolResult, citationsContent } = block
-  if (text !== undefined) return [{ type: 'text', text: wire.string(text) }]
+  if (text !== undefined) return [{ type: 'text', text: string(text) }]
   // With citations the answer's words are in here, and nowhere else.
   if (citationsContent)
     return (citationsContent.content ?? []).flatMap((b: Block) => toParts(b, cut))
   if (toolUse) {
-    const input = wire.toolInput(toPlain(toolUse.input), cut)
+    const input = toolInput(toPlain(toolUse.input), cut)
     if (toolUse.type === 'server_tool_use') return [toOpaque({ toolUse: { ...toolUse, input } })]
-    return [{ type: 'tool_call', id: toolUse.toolUseId, name: wire.string(toolUse.name), input }]
+    return [{ type: 'tool_call', id: toolUse.toolUseId, name: string(toolUse.name), input }]
   }
   if (toolResult) return [toOpaque({ toolResult })]
   if (!reasoningContent) return []
@@ -134,14 +136,14 @@ export class ConverseFold {
     }
     if (text === undefined) return undefined
     if (block.toolUse) throw new TypeError('text in a tool call')
-    block.text = (block.text ?? '') + wire.string(text)
+    block.text = (block.text ?? '') + string(text)
     return text
   }
 }
 
 function longer(before: string, piece: unknown): string {
-  const text = before + wire.string(piece)
-  if (text.length > wire.caps.input) throw new Garbled('sent a tool call of more than 1 MiB')
+  const text = before + string(piece)
+  if (text.length > caps.input) throw new Garbled('sent a tool call of more than 1 MiB')
   return text
 }
 

@@ -2,8 +2,10 @@
 // https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html#API_runtime_Converse_RequestBody
 
 import { createHash } from 'node:crypto'
+import { unsupportedFile } from './errors.ts'
+import { alternating, instructions, Memory } from './history.ts'
 import type { Message, ModelRequest, Part, ToolResult } from './provider.ts'
-import * as wire from './wire.ts'
+import { inputObject } from './reply.ts'
 
 export const provider = 'aws.bedrock'
 
@@ -15,8 +17,8 @@ type Turn = { role: 'user' | 'assistant'; content: Block[] }
 export function bodyMaker(model: string, extra: Block = {}): (request: ModelRequest) => Block {
   const { inferenceConfig, toolConfig, ...more } = extra
   const historyWith = {
-    tools: wire.rememberingHistory((m) => toTurns(m, model, true), wire.alternating<Turn>),
-    words: wire.rememberingHistory((m) => toTurns(m, model, false), wire.alternating<Turn>),
+    tools: new Memory((m: Message) => toTurns(m, model, true), alternating<Turn>),
+    words: new Memory((m: Message) => toTurns(m, model, false), alternating<Turn>),
   }
   return (request) => {
     const { maxTokens, temperature, cache } = request
@@ -26,13 +28,16 @@ export function bodyMaker(model: string, extra: Block = {}): (request: ModelRequ
       ...(temperature !== undefined && { temperature }),
     }
     const tools = toToolConfig(request, model, toolConfig)
-    const system = toSystem(request)
-    const turns = historyWith[tools ? 'tools' : 'words'](request.messages)
+    const system = instructions(request).flatMap(({ text, isPoint }) => {
+      return isPoint ? [{ text }, cachePoint(request)] : [{ text }]
+    })
+    const history = historyWith[tools ? 'tools' : 'words']
+    const point = cache && cachePoint(request)
     return {
       ...more,
       ...(tools && { toolConfig: tools }),
       ...(system.length && { system }),
-      messages: marked(withNames(turns), model, cache && cachePoint(request)),
+      messages: history.of(withNames(request.messages), (turn) => marked(turn, model, point)),
       ...(Object.keys(inference).length && { inferenceConfig: inference }),
     }
   }
@@ -59,17 +64,6 @@ function cachePoint({ cache }: ModelRequest): Block {
   return { cachePoint: { type: 'default', ...(typeof cache === 'object' && { ttl: cache.ttl }) } }
 }
 
-/** At most four points are allowed: one is the tools', one the last message's, so two are left for `system`. */
-function toSystem(request: ModelRequest): Block[] {
-  const blocks = request.system.filter((block) => block.text.trim() !== '')
-  const points = blocks.filter((block) => block.cache).slice(-2)
-  if (request.cache && points.length === 0) points.push(...blocks.slice(-1))
-  return blocks.flatMap((block) => {
-    const text = { text: block.text }
-    return points.includes(block) ? [text, cachePoint(request)] : [text]
-  })
-}
-
 /** The turn and, as a user turn that is joined to the next, all results of its calls. Nothing blank: Bedrock refuses it. */
 function toTurns(message: Message, model: string, hasTools: boolean): Turn[] {
   const { role } = message
@@ -87,7 +81,7 @@ function toTurns(message: Message, model: string, hasTools: boolean): Turn[] {
 }
 
 function toCall(part: Part & { type: 'tool_call' }, hasTools: boolean): Block {
-  const input = wire.inputObject(part.input)
+  const input = inputObject(part.input)
   if (!hasTools) return { text: `[Called ${part.name} with ${JSON.stringify(input)}]` }
   const name = part.name.replace(/[^\w-]/g, '_').slice(0, 64)
   return { toolUse: { toolUseId: toId(part.id), name, input } }
@@ -126,44 +120,54 @@ const documents: Record<string, string> = {
   'text/plain': 'txt',
 }
 
-/** A document must not come without words of the same message. Bedrock has an alphabet for its name. */
-function toFile(part: Part & { type: 'file' }, { role, parts }: Message): Block[] {
-  const type = part.mediaType.replace(/;.*/, '').trim().toLowerCase()
+type File = Part & { type: 'file' }
+
+function typeOf(file: File): string {
+  return file.mediaType.replace(/;.*/, '').trim().toLowerCase()
+}
+
+/** A document must not come without words of the same message. */
+function toFile(part: File, { role, parts }: Message): Block[] {
+  const type = typeOf(part)
   const image = /^image\/(png|jpeg|gif|webp)$/.exec(type)?.[1]
   const source = { bytes: part.data }
   if (role === 'user' && image) return [{ image: { format: image, source } }]
   if (role === 'user' && Object.hasOwn(documents, type)) {
-    const bare = part.name?.replace(/\.\w{1,5}$/, '').replace(/[^A-Za-z0-9()[\]-]+/g, ' ')
-    const name = bare?.trim().slice(0, 180).trim() || 'document'
     const hasWords = parts.some((other) => other.type === 'text' && other.text.trim())
     const words = hasWords ? [] : [{ text: 'See the attached document.' }]
-    return [...words, { document: { format: documents[type], name, source } }]
+    return [...words, { document: { format: documents[type], name: nameOf(part), source } }]
   }
   const takes = `image/(png, jpeg, gif, webp), ${Object.keys(documents).join(', ')}`
-  throw wire.unsupportedFile(provider, `${takes} in a user's message`, part)
+  throw unsupportedFile(provider, `${takes} in a user's message`, part)
 }
 
-/** No two documents of a request may have the same name; a turn that needs none other stays the object it is. */
-function withNames(turns: Turn[]): Turn[] {
+/** In Bedrock's alphabet for names of documents. */
+function nameOf({ name = '' }: File): string {
+  const bare = name.replace(/\.\w{1,5}$/, '').replace(/[^A-Za-z0-9()[\]-]+/g, ' ')
+  return bare.trim().slice(0, 180).trim() || 'document'
+}
+
+/** No two documents of a request may have the same name; a message that needs none other stays the object it is. */
+function withNames(messages: readonly Message[]): Message[] {
   const names = new Set<string>()
-  return turns.map((turn) => {
-    if (!turn.content.some((block) => block.document)) return turn
-    const content = turn.content.map((block) => {
-      if (!block.document) return block
-      let { name } = block.document
-      for (let n = 2; names.has(name.toLowerCase()); n++) name = `${block.document.name} (${n})`
-      names.add(name.toLowerCase())
-      return { document: { ...block.document, name } }
-    })
-    return { ...turn, content }
+  const renamed = (part: Part): Part => {
+    if (part.type !== 'file' || !Object.hasOwn(documents, typeOf(part))) return part
+    const bare = nameOf(part)
+    let name = bare
+    for (let n = 2; names.has(name.toLowerCase()); n++) name = `${bare.slice(0, 170)} (${n})`
+    names.add(name.toLowerCase())
+    return name === bare ? part : { ...part, name }
+  }
+  return messages.map((message) => {
+    const parts = message.parts.map(renamed)
+    return parts.every((part, i) => part === message.parts[i]) ? message : { ...message, parts }
   })
 }
 
-function marked(turns: Turn[], model: string, point: Block | false | undefined): Turn[] {
-  const last = turns.at(-1)
-  if (!point || last?.role !== 'user') return turns
-  if (isNova(model) && last.content.some((block) => block.toolResult)) return turns
-  return turns.with(-1, { ...last, content: [...last.content, point] })
+function marked(last: Turn, model: string, point: Block | false | undefined): Turn {
+  if (!point || last.role !== 'user') return last
+  if (isNova(model) && last.content.some((block) => block.toolResult)) return last
+  return { ...last, content: [...last.content, point] }
 }
 
 /** The same as the SDK's types have it: with bytes where the socket has base64. */

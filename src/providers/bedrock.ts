@@ -1,5 +1,5 @@
 // Amazon Bedrock through the AWS SDK, which finds credentials, signs and names errors; it is loaded by the first call.
-// Clocks and retries are ours (wire.ts). The wire is in bedrock-request.ts and bedrock-reply.ts, the SDK's client in
+// Clocks and retries are ours (limits.ts, retry.ts). The wire is in bedrock-request.ts and bedrock-reply.ts, the SDK's client in
 // bedrock-client.ts, its network in bedrock-handler.ts, what can go wrong in bedrock-errors.ts.
 // https://docs.aws.amazon.com/bedrock/latest/userguide/conversation-inference-call.html
 
@@ -8,8 +8,19 @@ import { accountOf, type BedrockClient, follow, type Seen, type Stack } from './
 import { toError } from './bedrock-errors.ts'
 import { ConverseFold, toReply } from './bedrock-reply.ts'
 import { bodyMaker, provider, toInput } from './bedrock-request.ts'
+import { configError } from './errors.ts'
+import { toJson } from './history.ts'
+import {
+  type Clock,
+  checkedTimeouts,
+  defaultTimeouts,
+  realClock,
+  type Timeouts,
+  timeoutError,
+  Watch,
+} from './limits.ts'
 import type { CompleteOptions, ModelReply, ModelRequest, Provider } from './provider.ts'
-import * as wire from './wire.ts'
+import { retrying } from './retry.ts'
 
 export interface BedrockOptions {
   /** A model's id, an inference profile's id, or an ARN: `us.anthropic.claude-sonnet-4-5-20250929-v1:0`. */
@@ -24,19 +35,19 @@ export interface BedrockOptions {
   client?: BedrockClient
   /** More of Converse's own body: `{ guardrailConfig, additionalModelRequestFields: { thinking: ... } }`. */
   extra?: Record<string, unknown>
-  /** Default `BOTO3_CONNECT_TIMEOUT` and `BOTO3_READ_TIMEOUT` (seconds; first event and idle), then those of wire.ts. */
-  timeouts?: Partial<wire.Timeouts>
+  /** Default `BOTO3_CONNECT_TIMEOUT` and `BOTO3_READ_TIMEOUT` (seconds; first event and idle), then those of limits.ts. */
+  timeouts?: Partial<Timeouts>
   /** How often a failed call is made again, at the most, as long as nothing has streamed. Default 2. */
   retries?: number
   /** Plain http to other hosts than this one. Default false: what is asked would travel in clear. */
   allowHttp?: boolean
-  clock?: wire.Clock
+  clock?: Clock
 }
 
 export function bedrock(options: BedrockOptions): Provider {
-  const { model, extra, retries, clock = wire.realClock } = options
-  if (!model) throw wire.configError(provider, 'pass model: the id of a model or inference profile')
-  const timeouts = wire.checkedTimeouts({ ...timeoutsFromEnv(), ...options.timeouts })
+  const { model, extra, retries, clock = realClock } = options
+  if (!model) throw configError(provider, 'pass model: the id of a model or inference profile')
+  const timeouts = checkedTimeouts({ ...timeoutsFromEnv(), ...options.timeouts })
   const account = accountOf(options, timeouts.connectMs)
   const toBody = bodyMaker(model, extra)
 
@@ -45,7 +56,7 @@ export function bedrock(options: BedrockOptions): Provider {
     { signal, onDelta }: CompleteOptions = {},
   ): Promise<ModelReply> {
     signal?.throwIfAborted()
-    const text = wire.toJson(toBody(request))
+    const text = toJson(toBody(request))
     const deadline = clock.now() + timeouts.stepMs
     let emitted = false
 
@@ -58,8 +69,8 @@ export function bedrock(options: BedrockOptions): Provider {
       }
       const aborted = () => halt(signal?.reason)
       const seen: Seen = { host: account.host, sent: {}, heard: () => watch.touch() }
-      const watch = new wire.Watch(timeouts, deadline - clock.now(), (option) =>
-        halt(wire.timeoutError(provider, seen.host, option, timeouts[option])),
+      const watch = new Watch(timeouts, deadline - clock.now(), (option) =>
+        halt(timeoutError(provider, seen.host, option, timeouts[option])),
       )
       signal?.addEventListener('abort', aborted, { once: true })
       try {
@@ -73,7 +84,7 @@ export function bedrock(options: BedrockOptions): Provider {
       }
     }
 
-    async function converse(stop: AbortController, watch: wire.Watch, seen: Seen) {
+    async function converse(stop: AbortController, watch: Watch, seen: Seen) {
       sdk ??= import('@aws-sdk/client-bedrock-runtime')
       const { BedrockRuntimeClient, ConverseCommand, ConverseStreamCommand } = await sdk
       const client = account.client(BedrockRuntimeClient)
@@ -121,14 +132,14 @@ export function bedrock(options: BedrockOptions): Provider {
       return sure(() => fold.reply(seen.framed, output.$metadata))
     }
 
-    return wire.retrying(attempt, { retries, emitted: () => emitted, deadline, signal, clock })
+    return retrying(attempt, { retries, emitted: () => emitted, deadline, signal, clock })
   }
 
   return {
     name: provider,
     model,
     /** Converse's body as it is on the socket, bytes in base64. The model is in the path. */
-    render: (request) => JSON.parse(wire.toJson(toBody(request))),
+    render: (request) => JSON.parse(toJson(toBody(request))),
     complete,
   }
 }
@@ -151,18 +162,15 @@ async function hasEnded(events: AsyncIterator<unknown>): Promise<boolean> {
 }
 
 /** The original's variables, in seconds. What it calls reading is waiting for the first event, and for each next. */
-function timeoutsFromEnv(): Partial<wire.Timeouts> {
+function timeoutsFromEnv(): Partial<Timeouts> {
   const ms = (name: string): number => {
     const seconds = Number(process.env[name] || 0)
     if (seconds >= 0) return seconds * 1000
-    throw wire.configError(
-      provider,
-      `${name} must be a number of seconds, got ${process.env[name]}`,
-    )
+    throw configError(provider, `${name} must be a number of seconds, got ${process.env[name]}`)
   }
   const connectMs = ms('BOTO3_CONNECT_TIMEOUT')
   const read = ms('BOTO3_READ_TIMEOUT')
-  const stepMs = Math.max(read, wire.defaultTimeouts.stepMs)
+  const stepMs = Math.max(read, defaultTimeouts.stepMs)
   return {
     ...(connectMs && { connectMs }),
     ...(read && { firstEventMs: read, idleMs: read, stepMs }),

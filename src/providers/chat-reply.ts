@@ -2,14 +2,16 @@
 // what OpenAI documents and what the servers that imitate it really send. Knows no request and no HTTP (wire.ts).
 // https://platform.openai.com/docs/api-reference/chat-streaming
 
+import { truncated } from './errors.ts'
 import type { FinishReason, ModelReply, Part, Usage } from './provider.ts'
-import * as wire from './wire.ts'
+import { append, string, toolInput, toReply } from './reply.ts'
+import type { Answer, Fold } from './wire.ts'
 
 /** What an opaque part of ours holds: fields of the message, or of the call that the next part is. */
 export type Kept = { message?: Json; call?: Json }
 
 /** A body of an answer that was not streamed. */
-export function whole(json: Json, answer: wire.Answer, vendor: string): ModelReply {
+export function whole(json: Json, answer: Answer, vendor: string): ModelReply {
   if (!json.choices?.length) throw answer.refuse(json)
   const reader = fold(answer, vendor, true)
   reader.event(json, '')
@@ -36,7 +38,7 @@ const gaveUp = /^(insufficient_system_resource|abort|error)$/
  * Puts one choice together, from the chunks of a stream or from a body, which reads like one large chunk (`isWhole`).
  * `vendor`: what opaque parts are tagged with.
  */
-export function fold(answer: wire.Answer, vendor: string, isWhole = false): wire.Fold {
+export function fold(answer: Answer, vendor: string, isWhole = false): Fold {
   const calls: Call[] = []
   const kept: Json = {}
   let text = ''
@@ -65,21 +67,21 @@ export function fold(answer: wire.Answer, vendor: string, isWhole = false): wire
     },
     end(framed) {
       // Some servers never send `[DONE]`: then HTTP must say that nothing is missing.
-      if (!isWhole && (!reason || !(this.done || framed))) throw wire.truncated(answer)
+      if (!isWhole && (!reason || !(this.done || framed))) throw truncated(answer)
       return reply()
     },
   }
 
   function take(delta: Json): string {
     const { content, refusal: refused, tool_calls } = delta
-    let said = refused ? wire.string(refused) : ''
+    let said = refused ? string(refused) : ''
     refusal += said
-    if (!Array.isArray(content)) said += wire.string(content ?? '')
+    if (!Array.isArray(content)) said += string(content ?? '')
     else {
       // Mistral's: thinking and text in one list
       const thinking = content.filter(({ type }) => type === 'thinking')
       if (thinking.length) keep('content', thinking)
-      for (const piece of content) if (piece.type === 'text') said += wire.string(piece.text)
+      for (const piece of content) if (piece.type === 'text') said += string(piece.text)
     }
     text += said
     for (const field of ['reasoning_content', 'reasoning']) {
@@ -105,7 +107,7 @@ export function fold(answer: wire.Answer, vendor: string, isWhole = false): wire
     const next: Call = {
       index: delta.index ?? undefined,
       id: String(delta.id ?? ''),
-      name: wire.string(name ?? ''),
+      name: string(name ?? ''),
       args: typeof piece === 'string' ? piece : piece ? JSON.stringify(piece) : '',
       beside: {},
     }
@@ -114,12 +116,12 @@ export function fold(answer: wire.Answer, vendor: string, isWhole = false): wire
     }
     const before = calls.findLast(({ index }) => next.index === undefined || index === next.index)
     if (!before || isNew || isAnother(before, next)) {
-      calls.push({ ...next, args: wire.append(answer, '', next.args) })
+      calls.push({ ...next, args: append(answer, '', next.args) })
       return
     }
     before.id = next.id || before.id
     before.name = next.name || before.name
-    before.args = wire.append(answer, before.args, next.args)
+    before.args = append(answer, before.args, next.args)
     Object.assign(before.beside, next.beside)
   }
 
@@ -136,10 +138,10 @@ export function fold(answer: wire.Answer, vendor: string, isWhole = false): wire
       if (isCut && !name) continue
       if (!name) throw answer.fail('provider_invalid', 'sent a tool call without a name')
       if (Object.keys(beside).length) parts.push(opaque({ call: beside }))
-      parts.push({ type: 'tool_call', id, name, input: wire.toolInput(args, isCut) })
+      parts.push({ type: 'tool_call', id, name, input: toolInput(args, isCut) })
     }
     const { id, model } = last
-    return wire.toReply(parts, finish, toUsage(usage), {
+    return toReply(parts, finish, toUsage(usage), {
       finishReason: reason,
       ...(refusal && { refusal }),
       requestId: answer.requestId,
@@ -160,7 +162,7 @@ function isAnother(call: Call, next: Call): boolean {
   const isFree = next.index === undefined || (next.id && call.id)
   const isOther = next.name !== call.name
   if (isFree && isOther) return true
-  const isWhole = call.args.trim() !== '' && typeof wire.toolInput(call.args) === 'object'
+  const isWhole = call.args.trim() !== '' && typeof toolInput(call.args) === 'object'
   return Boolean((isFree || isOther) && next.args && isWhole)
 }
 

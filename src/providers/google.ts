@@ -2,11 +2,13 @@
 // Knows the wire and nothing else. Caching is automatic there: nothing is said, reads are reported.
 // https://ai.google.dev/api/generate-content  https://docs.cloud.google.com/vertex-ai/generative-ai/docs/model-reference/inference
 
+import { configError, ProviderError, truncated, unsupportedFile } from './errors.ts'
+import { Memory } from './history.ts'
 import type { Message, ModelRequest, Part, ToolSpec, Usage } from './provider.ts'
-import type { Answer, Fold, HttpOptions, HttpProvider } from './wire.ts'
+import { inputObject, string, toolInput, toReply } from './reply.ts'
 import * as wire from './wire.ts'
 
-export interface GoogleOptions extends HttpOptions {
+export interface GoogleOptions extends wire.HttpOptions {
   /** `gemini-2.5-flash`, `models/...`, `tunedModels/...`; on Vertex AI also `publishers/.../models/...`. */
   model: string
   /** Default: `GOOGLE_API_KEY`, then `GEMINI_API_KEY`, read for every call. Sent as a header, never in the URL. */
@@ -22,13 +24,11 @@ export interface GoogleOptions extends HttpOptions {
   extra?: { generationConfig?: object; tools?: object[]; [field: string]: unknown }
 }
 
-export function google(options: GoogleOptions): HttpProvider {
+export function google(options: GoogleOptions): wire.HttpProvider {
   const { model, extra } = options
   const name = options.vertex ? 'gcp.vertex_ai' : 'gcp.gemini'
-  const history = wire.rememberingHistory((message) => toContents(message, name, model), merged)
-  const declarationOf = wire.remembering(toDeclaration)
-  const fold = (answer: Answer) => reading(answer, name)
-
+  const history = new Memory((message: Message) => toContents(message, name, model), merged)
+  const offered = new Memory(toTool, together)
   const google: wire.Wire = {
     name,
     model,
@@ -43,22 +43,17 @@ export function google(options: GoogleOptions): HttpProvider {
         ...(maxTokens === undefined ? {} : { maxOutputTokens: maxTokens }),
         ...(temperature === undefined ? {} : { temperature }),
       }
-      const declared = tools.length ? [{ functionDeclarations: tools.map(declarationOf) }] : []
       return {
         ...extra,
         ...(texts.length ? { systemInstruction: { parts: texts } } : {}),
-        ...(tools.length ? { tools: [...(extra?.tools ?? []), ...declared] } : {}),
+        ...(tools.length ? { tools: [...(extra?.tools ?? []), ...offered.of(tools)] } : {}),
         ...(tools.length && toolChoice ? { toolConfig: toToolConfig(toolChoice) } : {}),
-        contents: history(messages),
+        contents: history.of(messages),
         ...(Object.keys(config).length ? { generationConfig: config } : {}),
       }
     },
-    fold,
-    parse(json, answer) {
-      const whole = fold(answer)
-      whole.event(json, '')
-      return whole.end(true)
-    },
+    forget: ({ messages }) => history.forget(messages),
+    fold: (answer) => reading(answer, name),
     failure,
   }
   return wire.httpProvider(google, options)
@@ -66,7 +61,7 @@ export function google(options: GoogleOptions): HttpProvider {
 
 function address({ model, vertex, baseUrl }: GoogleOptions, name: string): string {
   const { env } = process
-  if (/^$|\.\.|[^\w.@:/-]/.test(model)) throw wire.configError(name, `no model is called ${model}`)
+  if (/^$|\.\.|[^\w.@:/-]/.test(model)) throw configError(name, `no model is called ${model}`)
   const project = vertex?.project ?? env.GOOGLE_CLOUD_PROJECT
   const location = vertex?.location ?? env.GOOGLE_CLOUD_LOCATION ?? 'global'
   // us-central1-aiplatform, aiplatform for `global`, aiplatform.eu.rep for a whole continent
@@ -78,7 +73,7 @@ function address({ model, vertex, baseUrl }: GoogleOptions, name: string): strin
   const base = /\/v\d\w*$/.test(root) ? root : `${root}/${vertex ? 'v1beta1' : 'v1beta'}`
   const path = /^(models|tunedModels|publishers)\//.test(model) ? model : `models/${model}`
   if (!vertex) return `${base}/${path}`
-  if (!project) throw wire.configError(name, 'pass vertex.project or set GOOGLE_CLOUD_PROJECT')
+  if (!project) throw configError(name, 'pass vertex.project or set GOOGLE_CLOUD_PROJECT')
   const published = path.startsWith('publishers/') ? path : `publishers/google/${path}`
   return `${base}/projects/${project}/locations/${location}/${published}`
 }
@@ -87,11 +82,11 @@ async function credentials({ vertex, apiKey }: GoogleOptions, name: string): Pro
   try {
     if (vertex) return { authorization: `Bearer ${await vertex.token()}` }
   } catch (cause) {
-    throw new wire.ProviderError('provider_auth', `${name}: no token`, { provider: name, cause })
+    throw new ProviderError('provider_auth', `${name}: no token`, { provider: name, cause })
   }
   const key = (apiKey ?? (process.env.GOOGLE_API_KEY || process.env.GEMINI_API_KEY))?.trim()
   if (key) return { 'x-goog-api-key': key }
-  throw wire.configError(name, 'pass apiKey or set GOOGLE_API_KEY or GEMINI_API_KEY')
+  throw configError(name, 'pass apiKey or set GOOGLE_API_KEY or GEMINI_API_KEY')
 }
 
 /** A bad key comes as 400, and the wait of a 429 in the body: https://google.aip.dev/193 */
@@ -127,7 +122,7 @@ function toContents(message: Message, provider: string, model: string): Content[
     if (part.type !== 'tool_call' || message.role === 'user') continue
     // A name that a model made up must not make the service refuse the rest of the talk.
     const name = part.name.replace(/[^\w.:-]/g, '_').slice(0, 64) || 'unknown'
-    const call = { name, args: wire.inputObject(part.input) }
+    const call = { name, args: inputObject(part.input) }
     const result = message.results.find(({ callId }) => callId === part.id)
     parts.push({ functionCall: call })
     if (result) answered.push([call, result])
@@ -169,7 +164,7 @@ function merged(before: Content, { role, parts }: Content): Content | undefined 
 function toBlob(part: Part & { type: 'file' }, provider: string): WirePart {
   const { mediaType: mimeType, data } = part
   if (/^(image|audio|video|text)\/|^application\/pdf$/.test(mimeType)) return { mimeType, data }
-  throw wire.unsupportedFile(provider, 'images, PDF, audio, video and text', part)
+  throw unsupportedFile(provider, 'images, PDF, audio, video and text', part)
 }
 
 function toToolConfig(choice: NonNullable<ModelRequest['toolChoice']>): WirePart {
@@ -178,10 +173,15 @@ function toToolConfig(choice: NonNullable<ModelRequest['toolChoice']>): WirePart
 }
 
 /** Of the two fields for a schema `parameters` refuses what it has no word for; this one takes JSON Schema. */
-function toDeclaration({ name, description, input }: ToolSpec): WirePart {
+function toTool({ name, description, input }: ToolSpec): WirePart[] {
   const { $schema, definitions, ...schema } = input
   if (definitions) schema.$defs = definitions
-  return { name, description, parametersJsonSchema: accepted(schema) }
+  const parametersJsonSchema = accepted(schema)
+  return [{ functionDeclarations: [{ name, description, parametersJsonSchema }] }]
+}
+
+function together({ functionDeclarations: before }: WirePart, after: WirePart): WirePart {
+  return { functionDeclarations: [...before, ...after.functionDeclarations] }
 }
 
 /**
@@ -208,16 +208,16 @@ function accepted(schema: unknown): unknown {
 const filtered = /SAFETY|RECITATION|LANGUAGE|BLOCKLIST|PROHIBITED|SPII|ARMOR|JAILBREAK/
 
 /** Reads to the end: text may go on after a first `STOP`, and the usage of the last chunk is the one that counts. */
-function reading(answer: Answer, provider: string): Fold {
+function reading(answer: wire.Answer, provider: string): wire.Fold {
   const parts: Part[] = []
   let raw: WirePart = {}
 
   function add(part: WirePart): string {
     const { functionCall, text, ...beside } = part
     const { id = '', name, args } = functionCall ?? {}
-    const shown = beside.thought || !text ? '' : wire.string(text)
+    const shown = beside.thought || !text ? '' : string(text)
     if (functionCall) {
-      parts.push({ type: 'tool_call', id, name: wire.string(name), input: wire.toolInput(args) })
+      parts.push({ type: 'tool_call', id, name: string(name), input: toolInput(args) })
     } else if (shown) parts.push({ type: 'text', text: shown })
     // What must go back and our words do not carry: thoughts, signatures, ids (the loop has its own), unknown parts.
     const data = functionCall ? { ...beside, functionCall: id ? { id } : {} } : part
@@ -236,7 +236,7 @@ function reading(answer: Answer, provider: string): Fold {
     },
     end() {
       const { finishReason = raw.promptFeedback?.blockReason && 'SAFETY' } = raw
-      if (!finishReason) throw wire.truncated(answer)
+      if (!finishReason) throw truncated(answer)
       const isWritten = !/MALFORMED|TOOL_CALL|THOUGHT_SIGNATURE/.test(finishReason)
       if (!isWritten && !parts.some((part) => part.type === 'tool_call')) {
         // The model wanted to act and could not say how: what it wrote beside is no answer.
@@ -244,7 +244,7 @@ function reading(answer: Answer, provider: string): Fold {
       }
       const unfiltered = finishReason === 'MAX_TOKENS' ? 'length' : 'stop'
       const reason = filtered.test(finishReason) ? 'content_filter' : unfiltered
-      return wire.toReply(parts, reason, toUsage(raw.usageMetadata ?? {}), raw)
+      return toReply(parts, reason, toUsage(raw.usageMetadata ?? {}), raw)
     },
   }
 }

@@ -2,6 +2,8 @@
 // and nothing else. Caching is automatic and not reported; a tool cannot be forced, only left out.
 // https://docs.ollama.com/api/chat  https://github.com/ollama/ollama/blob/main/api/types.go
 
+import { configError, truncated, unsupportedFile } from './errors.ts'
+import { Memory } from './history.ts'
 import {
   type FinishReason,
   type Message,
@@ -10,10 +12,10 @@ import {
   type Part,
   type ToolSpec,
 } from './provider.ts'
-import type { Answer, Fold, HttpOptions, HttpProvider } from './wire.ts'
+import { inputObject, string, toolInput, toReply } from './reply.ts'
 import * as wire from './wire.ts'
 
-export interface OllamaOptions extends HttpOptions {
+export interface OllamaOptions extends wire.HttpOptions {
   /** As `ollama list` names it: `qwen3`, `gpt-oss:20b`. */
   model: string
   /** `host`, `host:port`, `:port` or a URL. Default: `OLLAMA_HOST`, else http://127.0.0.1:11434. */
@@ -29,11 +31,11 @@ export interface OllamaOptions extends HttpOptions {
   extra?: { options?: object; [field: string]: unknown }
 }
 
-export function ollama(options: OllamaOptions): HttpProvider {
+export function ollama(options: OllamaOptions): wire.HttpProvider {
   const { model, extra } = options
   const server = address(options.host || process.env.OLLAMA_HOST || '127.0.0.1')
-  const history = wire.rememberingHistory(toMessages)
-  const toolOf = wire.remembering(toTool)
+  const history = new Memory(toMessages)
+  const described = new Memory(toTool)
 
   const ollama: wire.Wire = {
     name: 'ollama',
@@ -54,20 +56,16 @@ export function ollama(options: OllamaOptions): HttpProvider {
         model,
         ...extra,
         stream, // it is true where it is not said
-        ...(tools.length ? { tools: tools.map(toolOf) } : {}),
+        ...(tools.length ? { tools: described.of(tools) } : {}),
         messages: [
           ...(instructions ? [{ role: 'system', content: instructions }] : []),
-          ...history(messages),
+          ...history.of(messages),
         ],
         ...(Object.keys(settings).length ? { options: settings } : {}),
       }
     },
+    forget: ({ messages }) => history.forget(messages),
     fold: reading,
-    parse(json, answer) {
-      const whole = reading(answer)
-      whole.event(json, '')
-      return whole.end(true)
-    },
   }
   const allowHttp = options.allowHttp ?? options.apiKey === undefined
   return wire.httpProvider(ollama, { ...options, allowHttp })
@@ -80,7 +78,7 @@ function address(host: string): URL {
     .replace(/(?<=^|\/)(0\.0\.0\.0|\[::\])/, '127.0.0.1')
   const hasScheme = named.includes('://')
   const text = hasScheme ? named : `http://${named}`
-  if (!URL.canParse(text)) throw wire.configError('ollama', 'host or OLLAMA_HOST is no address')
+  if (!URL.canParse(text)) throw configError('ollama', 'host or OLLAMA_HOST is no address')
   const url = new URL(text)
   // URL takes port 80 for none: what was written decides.
   if (!hasScheme && !/:\d+(\/|$)/.test(named)) url.port = '11434'
@@ -110,8 +108,8 @@ function offered({ tools, toolChoice }: ModelRequest): ToolSpec[] {
   return toolChoice === 'none' ? [] : tools
 }
 
-function toTool({ name, description, input }: ToolSpec): Json {
-  return { type: 'function', function: { name, description, parameters: kept(input) } }
+function toTool({ name, description, input }: ToolSpec): Json[] {
+  return [{ type: 'function', function: { name, description, parameters: kept(input) } }]
 }
 
 /** The server passes an `enum` on to the model and drops a `const`. */
@@ -138,7 +136,7 @@ function toMessages(message: Message): Json[] {
   const calls = parts.filter((part) => part.type === 'tool_call')
   const tool_calls = calls.map(({ id, name, input }, index) => ({
     id,
-    function: { index, name, arguments: wire.inputObject(input) },
+    function: { index, name, arguments: inputObject(input) },
   }))
   const turn = {
     role: 'assistant',
@@ -159,7 +157,7 @@ function toMessages(message: Message): Json[] {
 
 function toImage(part: Part & { type: 'file' }): string {
   if (/^image\//.test(part.mediaType)) return part.data
-  throw wire.unsupportedFile('ollama', 'images', part)
+  throw unsupportedFile('ollama', 'images', part)
 }
 
 function thinkingOf(part: Part): string {
@@ -170,7 +168,7 @@ function thinkingOf(part: Part): string {
 
 const reasons: Record<string, FinishReason> = { length: 'length', content_filter: 'content_filter' }
 
-function reading(answer: Answer): Fold {
+function reading(answer: wire.Answer): wire.Fold {
   const parts: Part[] = []
   let last: Json = {}
 
@@ -186,24 +184,24 @@ function reading(answer: Answer): Fold {
     event(json) {
       if (json.error) throw answer.refuse(json)
       const { message = {}, ...about } = json
-      const text = message.content ? wire.string(message.content) : ''
-      if (message.thinking) think(wire.string(message.thinking))
+      const text = message.content ? string(message.content) : ''
+      if (message.thinking) think(string(message.thinking))
       if (text) parts.push({ type: 'text', text })
       for (const { id = '', function: called } of message.tool_calls ?? []) {
-        const input = wire.toolInput(called.arguments)
-        parts.push({ type: 'tool_call', id, name: wire.string(called.name), input })
+        const input = toolInput(called.arguments)
+        parts.push({ type: 'tool_call', id, name: string(called.name), input })
       }
       if (json.done) last = about
       this.done = json.done === true
       return text
     },
     end() {
-      if (!this.done) throw wire.truncated(answer)
+      if (!this.done) throw truncated(answer)
       const { done_reason: finishReason, prompt_eval_count, eval_count } = last
       // Absent where the prompt was cached: the wire does not say how long it was.
       const counted = { inputTokens: prompt_eval_count ?? 0, outputTokens: eval_count ?? 0 }
       const usage = { ...noUsage, ...counted }
-      return wire.toReply(parts, reasons[finishReason] ?? 'stop', usage, { finishReason, ...last })
+      return toReply(parts, reasons[finishReason] ?? 'stop', usage, { finishReason, ...last })
     },
   }
 }

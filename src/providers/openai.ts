@@ -4,7 +4,10 @@
 
 import { createHash } from 'node:crypto'
 import { fold, type Kept, whole } from './chat-reply.ts'
-import type { Message, Part, ToolResult, ToolSpec } from './provider.ts'
+import { configError, errorWords, ProviderError, unsupportedFile } from './errors.ts'
+import { Memory } from './history.ts'
+import type { Message, ModelRequest, Part, ToolResult, ToolSpec } from './provider.ts'
+import { inputObject } from './reply.ts'
 import * as wire from './wire.ts'
 
 /** Where servers differ. The defaults are right for OpenAI and for most others. */
@@ -49,25 +52,27 @@ export function openai(options: OpenAIOptions): wire.HttpProvider {
   const url = `${root}/chat/completions${query ?? ''}`
   const host = URL.canParse(url) ? new URL(url).hostname : ''
   const isOfficial = /(^|\.)api\.openai\.com$/.test(host)
-  if (!apiKey && isOfficial) throw wire.configError(name, 'pass apiKey or set OPENAI_API_KEY')
+  if (!apiKey && isOfficial) throw configError(name, 'pass apiKey or set OPENAI_API_KEY')
   const maxTokensField =
     options.maxTokensField ?? (isOfficial ? 'max_completion_tokens' : tokensField(model))
   const isMistral = /mistral\.ai|(mis|mix|minis|devs|codes|magis|pix)tral/i.test(`${host} ${model}`)
   const shortCallIds = options.shortCallIds ?? isMistral
   const chat = { ...options, name, vendor: `${name}@${host}`, maxTokensField, shortCallIds }
-  const headers = () => (apiKey ? bearer(name, apiKey) : {})
+  const isKey = typeof apiKey === 'string' && apiKey !== ''
+  const fixed: Record<string, string> = isKey ? { authorization: `Bearer ${apiKey.trim()}` } : {}
+  const headers = typeof apiKey === 'function' ? () => bearer(name, apiKey) : fixed
   return wire.httpProvider({ ...chatWire(chat), url: () => url, headers }, options)
 }
 
 /** A function that fails is a failure of the provider, as a refused key is. */
 export async function bearer(
   provider: string,
-  token: string | (() => string | Promise<string>),
+  token: () => string | Promise<string>,
 ): Promise<{ authorization: string }> {
   try {
-    return { authorization: `Bearer ${typeof token === 'function' ? await token() : token.trim()}` }
+    return { authorization: `Bearer ${await token()}` }
   } catch (cause) {
-    throw new wire.ProviderError('provider_auth', `${provider}: got no token`, { provider, cause })
+    throw new ProviderError('provider_auth', `${provider}: got no token`, { provider, cause })
   }
 }
 
@@ -77,8 +82,20 @@ type Chat = ChatOptions & { name: string; model: string; vendor: string }
 /** All of a `Wire` but where to post and as whom. */
 export function chatWire(chat: Chat): Omit<wire.Wire, 'url' | 'headers'> {
   const { name, model, extra, promptCacheKey, includeUsage = true } = chat
-  const history = wire.rememberingHistory((message) => toMessages(message, chat))
-  const toolOf = wire.remembering(toTool)
+  const history = new Memory((message: Message) => toMessages(message, chat))
+  const offered = new Memory(toTool)
+  const { systemRole: role = 'system' } = chat
+
+  function withSystem(system: ModelRequest['system'], messages: Message[]) {
+    const text = system.flatMap((block) => block.text || []).join('\n\n')
+    const [first, ...rest] = messages
+    if (text === '') return history.of(messages)
+    if (role !== 'user' || first?.role !== 'user')
+      return [{ role, content: text }, ...history.of(messages)]
+    // One message: the templates of models without this role want users and assistants to alternate.
+    return history.of([{ role, parts: [{ type: 'text', text }, ...first.parts] }, ...rest])
+  }
+
   return {
     name,
     model,
@@ -90,8 +107,8 @@ export function chatWire(chat: Chat): Omit<wire.Wire, 'url' | 'headers'> {
     ): ChatBody => ({
       model,
       ...extra,
-      ...(tools.length && { tools: tools.map(toolOf) }),
-      messages: withSystem(system, history(messages), chat.systemRole),
+      ...(tools.length && { tools: offered.of(tools) as ReturnType<typeof toTool> }),
+      messages: withSystem(system, messages) as ChatMessage[],
       ...(tools.length && toolChoice !== 'auto' && { tool_choice: toToolChoice(toolChoice) }),
       ...(maxTokens !== undefined && { [chat.maxTokensField ?? tokensField(model)]: maxTokens }),
       ...(temperature !== undefined && { temperature }),
@@ -102,10 +119,10 @@ export function chatWire(chat: Chat): Omit<wire.Wire, 'url' | 'headers'> {
       }),
     }),
     fold: (answer) => fold(answer, chat.vendor),
+    forget: ({ messages }) => history.forget(messages),
     parse: (json, answer) => whole(json, answer, chat.vendor),
     // Azure's word for a prompt it refuses, which under status 200 would look like something passing.
-    failure: (body) =>
-      wire.errorWords(body).code === 'content_filter' ? { retryable: false } : {},
+    failure: (body) => (errorWords(body).code === 'content_filter' ? { retryable: false } : {}),
   }
 }
 
@@ -119,7 +136,7 @@ export function tokensField(model: string): 'max_completion_tokens' | 'max_token
 /** The body, but for what `extra` adds. */
 export type ChatBody = {
   model: string
-  tools?: ReturnType<typeof toTool>[]
+  tools?: ReturnType<typeof toTool>
   messages: ChatMessage[]
   tool_choice?: ReturnType<typeof toToolChoice>
   max_completion_tokens?: number
@@ -143,26 +160,10 @@ type ChatMessage =
   | { role: 'assistant'; content: string | null | Text[]; tool_calls?: ChatCall[] }
   | { role: 'tool'; tool_call_id: string; content: string }
 
-function withSystem(
-  system: { text: string }[],
-  messages: ChatMessage[],
-  role: Chat['systemRole'] = 'system',
-): ChatMessage[] {
-  const blocks = system.map(({ text }) => text).filter(Boolean)
-  const content = blocks.join('\n\n')
-  if (content === '') return messages
-  const [first, ...rest] = messages
-  // One message: the templates of models without this role want users and assistants to alternate.
-  if (role !== 'user' || first?.role !== 'user') return [{ role, content }, ...messages]
-  const said = first.content
-  if (typeof said === 'string') return [{ role, content: `${content}\n\n${said}` }, ...rest]
-  return [{ role, content: [{ type: 'text', text: content }, ...said] }, ...rest]
-}
-
 function toTool({ name, description, input }: ToolSpec) {
   // OpenAI refuses an object schema without `properties`.
   const parameters = { properties: {}, ...input }
-  return { type: 'function' as const, function: { name, description, parameters } }
+  return [{ type: 'function' as const, function: { name, description, parameters } }]
 }
 
 function toToolChoice(choice: 'none' | { name: string }) {
@@ -184,7 +185,7 @@ function toMessages(message: Message, chat: Chat): ChatMessage[] {
   let beside: Kept['call'] = {}
   for (const part of message.parts) {
     if (part.type === 'text') text += part.text
-    if (part.type === 'file') throw wire.unsupportedFile(chat.name, 'text in an answer', part)
+    if (part.type === 'file') throw unsupportedFile(chat.name, 'text in an answer', part)
     if (part.type === 'opaque' && part.provider === chat.vendor) {
       const { message: fields, call = {} } = Object(part.data) as Kept
       if (chat.sendReasoning !== false) kept = { ...kept, ...fields }
@@ -193,7 +194,7 @@ function toMessages(message: Message, chat: Chat): ChatMessage[] {
     if (part.type !== 'tool_call') continue
     // A name that a model made up must not make servers refuse the rest of the talk.
     const name = part.name.replace(/[^\w-]/g, '_').slice(0, 64) || 'unknown'
-    const called = { name, arguments: JSON.stringify(wire.inputObject(part.input)) }
+    const called = { name, arguments: JSON.stringify(inputObject(part.input)) }
     calls.push({ ...beside, id: toId(part.id), type: 'function', function: called })
     beside = {}
   }
@@ -233,7 +234,7 @@ function toUserContent(part: Part, provider: string): UserContent[] {
     return [{ type: 'text', text: name ? `${name}:\n${text}` : text }]
   }
   const takes = "PNG, JPEG, GIF, WebP, PDF, WAV, MP3 and text in a user's message"
-  throw wire.unsupportedFile(provider, takes, part)
+  throw unsupportedFile(provider, takes, part)
 }
 
 /** The same nine characters for the same id, in the call and in its result. */

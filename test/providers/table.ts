@@ -9,6 +9,8 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { inspect } from 'node:util'
+import { ProviderError } from '../../src/providers/errors.ts'
+import type { Clock } from '../../src/providers/limits.ts'
 import type {
   Message,
   ModelReply,
@@ -17,7 +19,7 @@ import type {
   Provider,
   Usage,
 } from '../../src/providers/provider.ts'
-import { type Clock, type HttpOptions, ProviderError } from '../../src/providers/wire.ts'
+import type { HttpOptions } from '../../src/providers/wire.ts'
 import { type FakeAnswer, type FakeVendor, fakeVendor } from './fake.ts'
 
 /** What the model says, in order. Text and arguments come in the pieces they are to be streamed in. */
