@@ -176,6 +176,12 @@ describe('a store that fails at one call, or from one on', () => {
 
 const steps = 12
 
+/** Fails rather than waiting for ever. */
+async function until(what: string, isSo: () => boolean): Promise<void> {
+  for (const began = performance.now(); !isSo(); await new Promise(setImmediate))
+    assert.ok(performance.now() - began < 30_000, `waited for 30 s until ${what}`)
+}
+
 /** A server whose tool takes `steps` steps, each of them asked for. */
 async function steppedDesk(
   t: TestContext,
@@ -219,17 +225,19 @@ test('a client that goes away at any point: an approved tool finishes, and who a
           },
         )
         const call = await propose(it.url, 'web')
-        const connections = new Set<Promise<unknown>>()
-        it.server.on('connection', (socket) =>
-          connections.add(new Promise((resolve) => socket.once('close', resolve))),
-        )
+        let opened = 0
+        let closed = 0
+        it.server.on('connection', (socket) => {
+          opened++
+          socket.once('close', () => closed++)
+        })
         const { port, host } = new URL(it.url)
         const client = await raw(Number(port))
         let isCut = false
         cut = async () => {
           isCut = true
           client.socket.destroy()
-          await Promise.all(connections) // the server has noticed
+          await until('the server notices', () => opened === 1 && closed === 1)
         }
         const body = JSON.stringify(decisionBody(call, style))
         const path = style.endsWith('stream') ? '/api/chat-stream' : '/api/chat'
@@ -238,15 +246,15 @@ test('a client that goes away at any point: an approved tool finishes, and who a
         if (at === 'head') client.send(head)
         else client.send(at === 'body' ? whole.slice(0, -20) : whole)
         if (at === 'head' || at === 'body') {
-          while (connections.size === 0) await new Promise(setImmediate)
+          await until('the server accepts', () => opened === 1)
           await cut()
         }
         if (at === 'answer') {
           await client.until('HTTP/1.1 200')
           await cut()
         }
-        while (!isCut || it.handler.active > 0 || (runs && it.done.length === 0))
-          await new Promise(setImmediate)
+        const isOver = () => isCut && it.handler.active === 0 && (!runs || it.done.length > 0)
+        await until('it is over', isOver)
         cut = async () => {}
         assert.deepEqual([isCut, it.done.length], [true, runs ? 1 : 0])
         const { output, replayed } = await decide(it.url, call, style)
