@@ -13,12 +13,20 @@ import { ProviderError, retryAfterMs, truncated } from '../src/providers/errors.
 import { alternating, Memory, toJson } from '../src/providers/history.ts'
 import { caps, checkedTimeouts } from '../src/providers/limits.ts'
 import { EventReader } from '../src/providers/lines.ts'
-import { DcafError, type Message, type ModelRequest, noUsage } from '../src/providers/provider.ts'
+import {
+  DcafError,
+  type Message,
+  type ModelRequest,
+  noUsage,
+  type Part,
+} from '../src/providers/provider.ts'
 import { inputObject, toolInput, toReply } from '../src/providers/reply.ts'
 import { retrying } from '../src/providers/retry.ts'
 import { type HttpOptions, httpProvider, type Wire } from '../src/providers/wire.ts'
 import { type Answering, type FakeVendor, fakeVendor } from './providers/fake.ts'
 import { instant, outcomeOf, request, scale, user } from './providers/table.ts'
+
+const reply = (parts: Part[]) => toReply({ parts, finishReason: 'stop', usage: { ...noUsage } })
 
 /** Each event is a text; `"end"` is the last one. */
 function plain(url: string, more: Partial<Wire> = {}): Wire {
@@ -29,7 +37,7 @@ function plain(url: string, more: Partial<Wire> = {}): Wire {
     headers: { authorization: 'Bearer test-key-123' },
     format: 'sse',
     render: ({ messages }, stream) => ({ messages, ...(stream && { stream }) }),
-    parse: (json) => toReply([{ type: 'text', text: json.text }], 'stop', noUsage, {}),
+    parse: (json) => reply([{ type: 'text', text: json.text }]),
     fold(answer) {
       let text = ''
       return {
@@ -41,7 +49,7 @@ function plain(url: string, more: Partial<Wire> = {}): Wire {
         },
         end() {
           if (!this.done) throw truncated(answer)
-          return toReply([{ type: 'text', text }], 'stop', noUsage, {})
+          return reply([{ type: 'text', text }])
         },
       }
     },
@@ -787,7 +795,7 @@ against('forgets a talk when it has come to an answer, and not before', {}, asyn
     vendor,
     {},
     {
-      parse: (json) => toReply(json.calls ? [call] : [], 'stop', noUsage, {}),
+      parse: (json) => reply(json.calls ? [call] : []),
       forget: (request) => forgotten.push(request),
     },
   )

@@ -155,13 +155,13 @@ const reasons: Record<string, FinishReason> = {
 function toReply(message: Block, answer: wire.Answer): ModelReply {
   if (message.error) throw answer.refuse(message)
   const { content, type, role, stop_reason, ...rest } = message
-  const finish = reasons[stop_reason] ?? 'stop'
+  const finishReason = reasons[stop_reason] ?? 'stop'
   const opaque = (data: unknown): Part => ({ type: 'opaque', provider: name, data })
   const parts = (content as Block[]).flatMap((block, i, { length }): Part[] => {
     if (block.type === 'text') return [{ type: 'text', text: string(block.text) }]
     if (block.type !== 'tool_use') return [opaque(block)]
     const { id, caller } = block
-    const input = toolInput(block.input, finish === 'length' && i === length - 1)
+    const input = toolInput(block.input, finishReason === 'length' && i === length - 1)
     const call: Part = { type: 'tool_call', id, name: string(block.name), input }
     return caller && caller.type !== 'direct' ? [opaque({ caller }), call] : [call]
   })
@@ -173,7 +173,7 @@ function toReply(message: Block, answer: wire.Answer): ModelReply {
     counts.cache_creation_input_tokens,
   )
   const raw = { finishReason: stop_reason, requestId: answer.requestId, ...rest }
-  return replyOf(parts, finish, usage, raw)
+  return replyOf({ parts, finishReason, usage, raw })
 }
 
 function fold(answer: wire.Answer): wire.Fold {

@@ -25,20 +25,17 @@ export function toReply({ output, $metadata, p: _padding, ...rest }: Block): Mod
     const what = `${provider}: the model wrote what is no answer (${rest.stopReason})`
     throw new ProviderError('provider_invalid', what, { provider, retryable: true })
   }
-  const finish = reasons[rest.stopReason] ?? 'stop'
+  const finishReason = reasons[rest.stopReason] ?? 'stop'
   const parts = content.flatMap((block, i, { length }) =>
-    toParts(block, finish === 'length' && i === length - 1),
+    toParts(block, finishReason === 'length' && i === length - 1),
   )
   const { inputTokens, outputTokens, cacheReadInputTokens, cacheWriteInputTokens } =
     rest.usage ?? {}
   const usage = toUsage(inputTokens, outputTokens, cacheReadInputTokens, cacheWriteInputTokens)
   const citations = content.flatMap((block) => block.citationsContent?.citations ?? [])
-  return replyOf(parts, finish, usage, {
-    finishReason: rest.stopReason,
-    requestId: $metadata?.requestId,
-    ...rest,
-    ...(citations.length && { citations }),
-  })
+  const raw = { finishReason: rest.stopReason, requestId: $metadata?.requestId, ...rest }
+  const cited = citations.length ? { ...raw, citations } : raw
+  return replyOf({ parts, finishReason, usage, raw: cited })
 }
 
 /** `cut`: the length ran out in this block. Kinds to come are left out: the SDK could not send them back. */

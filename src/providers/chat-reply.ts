@@ -141,14 +141,9 @@ export function fold(answer: Answer, vendor: string, isWhole = false): Fold {
       parts.push({ type: 'tool_call', id, name, input: toolInput(args, isCut) })
     }
     const { id, model } = last
-    return toReply(parts, finish, toUsage(usage), {
-      finishReason: reason,
-      ...(refusal && { refusal }),
-      requestId: answer.requestId,
-      id,
-      model,
-      usage,
-    })
+    const { requestId } = answer
+    const raw = { finishReason: reason, ...(refusal && { refusal }), requestId, id, model, usage }
+    return toReply({ parts, finishReason: finish, usage: toUsage(usage), raw })
   }
 }
 

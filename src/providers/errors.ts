@@ -1,13 +1,7 @@
 // A model call that failed, named by our codes: from HTTP's status, from the words in vendors' envelopes, from what the
 // network says. A message holds no key and nothing of what was asked. Knows no vendor.
 
-import {
-  DcafError,
-  type DcafErrorOptions,
-  type ErrorCode,
-  type ModelRequest,
-  type Part,
-} from './provider.ts'
+import { DcafError, type DcafErrorOptions, type ErrorCode, type ModelRequest } from './provider.ts'
 
 export interface ProviderErrorOptions extends DcafErrorOptions {
   provider: string
@@ -18,6 +12,8 @@ export interface ProviderErrorOptions extends DcafErrorOptions {
   /** Fewer retries than usual: a clock that ran out is tried once more at the most. */
   maxRetries?: number | undefined
 }
+
+export type Failure = ProviderErrorOptions & { code: ErrorCode }
 
 /** A model call that failed. The message names host and answer, never the key, never what was asked. */
 export class ProviderError extends DcafError {
@@ -49,12 +45,8 @@ export function configError(provider: string, what: string): ProviderError {
 }
 
 /** Before anything is sent. `takes`: what this wire does take, e.g. `PNG and JPEG in a user's message`. */
-export function unsupportedFile(
-  provider: string,
-  takes: string,
-  { mediaType }: Part & { type: 'file' },
-): ProviderError {
-  const message = `${provider} takes ${takes}; got ${mediaType}`
+export function unsupportedFile(provider: string, takes: string, file: { mediaType: string }) {
+  const message = `${provider} takes ${takes}; got ${file.mediaType}`
   return new ProviderError('unsupported_media_type', message, { provider })
 }
 

@@ -235,16 +235,16 @@ function reading(answer: wire.Answer, provider: string): wire.Fold {
       return (content?.parts ?? []).map(add).join('')
     },
     end() {
-      const { finishReason = raw.promptFeedback?.blockReason && 'SAFETY' } = raw
-      if (!finishReason) throw truncated(answer)
-      const isWritten = !/MALFORMED|TOOL_CALL|THOUGHT_SIGNATURE/.test(finishReason)
+      const { finishReason: said = raw.promptFeedback?.blockReason && 'SAFETY' } = raw
+      if (!said) throw truncated(answer)
+      const isWritten = !/MALFORMED|TOOL_CALL|THOUGHT_SIGNATURE/.test(said)
       if (!isWritten && !parts.some((part) => part.type === 'tool_call')) {
         // The model wanted to act and could not say how: what it wrote beside is no answer.
-        throw answer.fail('provider_invalid', `ended with ${finishReason}`, { retryable: true })
+        throw answer.fail('provider_invalid', `ended with ${said}`, { retryable: true })
       }
-      const unfiltered = finishReason === 'MAX_TOKENS' ? 'length' : 'stop'
-      const reason = filtered.test(finishReason) ? 'content_filter' : unfiltered
-      return toReply(parts, reason, toUsage(raw.usageMetadata ?? {}), raw)
+      const unfiltered = said === 'MAX_TOKENS' ? 'length' : 'stop'
+      const finishReason = filtered.test(said) ? 'content_filter' : unfiltered
+      return toReply({ parts, finishReason, usage: toUsage(raw.usageMetadata ?? {}), raw })
     },
   }
 }

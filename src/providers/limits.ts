@@ -66,12 +66,7 @@ const late: Record<keyof Timeouts, [what: string, maxRetries?: number]> = {
 }
 
 /** What a clock that ran out is thrown as; it names the option to raise. */
-export function timeoutError(
-  provider: string,
-  host: string,
-  option: keyof Timeouts,
-  ms: number,
-): ProviderError {
+export function timeoutError(provider: string, host: string, option: keyof Timeouts, ms: number) {
   const [what, maxRetries] = late[option]
   const message = `${host} ${what} within ${ms} ms (timeouts.${option})`
   return new ProviderError('provider_timeout', message, { provider, retryable: true, maxRetries })

@@ -197,11 +197,12 @@ function reading(answer: wire.Answer): wire.Fold {
     },
     end() {
       if (!this.done) throw truncated(answer)
-      const { done_reason: finishReason, prompt_eval_count, eval_count } = last
+      const { done_reason, prompt_eval_count, eval_count } = last
       // Absent where the prompt was cached: the wire does not say how long it was.
       const counted = { inputTokens: prompt_eval_count ?? 0, outputTokens: eval_count ?? 0 }
       const usage = { ...noUsage, ...counted }
-      return toReply(parts, reasons[finishReason] ?? 'stop', usage, { finishReason, ...last })
+      const finishReason = reasons[done_reason] ?? 'stop'
+      return toReply({ parts, finishReason, usage, raw: { finishReason: done_reason, ...last } })
     },
   }
 }

@@ -4,18 +4,13 @@
 import { randomBytes } from 'node:crypto'
 import type { Fail } from './errors.ts'
 import { caps } from './limits.ts'
-import type { FinishReason, ModelReply, Part, Usage } from './provider.ts'
+import type { ModelReply, Part, Usage } from './provider.ts'
 
 /**
  * A reply from parts in the vendor's order: neighbouring texts become one, empty ones go, a call without an id of its
  * own gets one, and `stop` beside a call is `tool_call`, whatever word the vendor has for it.
  */
-export function toReply(
-  parts: Part[],
-  finishReason: FinishReason,
-  usage: Usage,
-  raw: unknown,
-): ModelReply {
+export function toReply({ parts, finishReason, ...rest }: ModelReply): ModelReply {
   const out: Part[] = []
   const ids = new Set<string>()
   for (const part of parts) {
@@ -31,7 +26,7 @@ export function toReply(
     } else if (part.text !== '') out.push(part)
   }
   const isCall = ids.size > 0 && finishReason === 'stop'
-  return { parts: out, finishReason: isCall ? 'tool_call' : finishReason, usage, raw }
+  return { parts: out, finishReason: isCall ? 'tool_call' : finishReason, ...rest }
 }
 
 /** Usage of a wire whose input leaves out what was read from the cache and what was written to it. */

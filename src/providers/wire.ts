@@ -73,10 +73,7 @@ export interface Wire {
   /** Asked of a reply without calls: true if it goes on when it is sent back. To the caller the two are one. */
   isPaused?(reply: ModelReply): boolean
   /** Sees an error body before the shared rules do; returns what it knows better. */
-  failure?(
-    body: unknown,
-    status: number,
-  ): ({ code?: ErrorCode } & Partial<errors.ProviderErrorOptions>) | undefined
+  failure?(body: unknown, status: number): Partial<errors.Failure>
 }
 
 /** `render` takes what `complete` decides by the presence of `onDelta`: whether the streaming wire is asked for. */
@@ -112,7 +109,7 @@ export function httpProvider(wire: Wire, options: HttpOptions = {}): HttpProvide
       const more = { ...request, messages: [...request.messages, turn] }
       const next = await ask(dispatcher, more, how)
       for (const key of Object.keys(usage) as (keyof typeof usage)[]) usage[key] += next.usage[key]
-      reply = toReply([...parts, ...next.parts], next.finishReason, usage, next.raw)
+      reply = toReply({ ...next, parts: [...parts, ...next.parts], usage })
     }
     if (reply.finishReason !== 'tool_call') wire.forget?.(request)
     return reply
