@@ -7,6 +7,7 @@ import type { MessageCreateParams } from '@anthropic-ai/sdk/resources/messages'
 import { LLMock } from '@copilotkit/aimock'
 import { anthropic } from '../../src/providers/anthropic.ts'
 import type { Message, ModelReply, Part } from '../../src/providers/provider.ts'
+import { approvalConversation } from './chat.ts'
 import { type Answering, type FakeAnswer, type FakeVendor, fakeVendor } from './fake.ts'
 import {
   conformance,
@@ -815,3 +816,9 @@ for (const stream of [false, true]) {
     }
   })
 }
+
+test('an approval goes its whole way against an independent mock, and again from a cassette of it', async () => {
+  await approvalConversation((baseUrl) =>
+    anthropic({ model: 'claude-sonnet-4-5', apiKey: 'test-key', baseUrl }),
+  )
+})

@@ -30,6 +30,7 @@ import {
   model,
   streamOf,
 } from './bedrock-wire.ts'
+import { approvalConversation } from './chat.ts'
 import { type Answering, type FakeAnswer, type FakeVendor, fakeVendor } from './fake.ts'
 import { conformance, instant, outcomeOf, request, type Said, user } from './table.ts'
 
@@ -1242,3 +1243,7 @@ function rawOf(reply: ModelReply | undefined): Json {
 function opaque(data: unknown): Part {
   return { type: 'opaque', provider: 'aws.bedrock', data }
 }
+
+test('an approval goes its whole way against an independent mock, and again from a cassette of it', async () => {
+  await approvalConversation((endpoint) => bedrock({ model, endpoint }))
+})
