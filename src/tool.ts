@@ -130,10 +130,11 @@ export interface Tool extends ToolSpec, Required<Pick<ToolDefinition<object>, Fl
   allowInvisible: true | string[]
   execute: (input: Filled, ctx: ToolContext) => unknown
   /** The input with defaults filled, or what is wrong with it, naming the field. */
-  validate(input: unknown): Promise<{ value: unknown } | { problem: string }>
+  validate(input: unknown): Validated | Promise<Validated>
   /** Set by subagent.ts: the agent behind this tool. */
   agent?: unknown
 }
+export type Validated = { value: unknown } | { problem: string }
 type Flag = 'idempotent' | 'editable' | 'type' | 'approver' | 'quorum' | 'grantable'
 
 /** Throws `invalid_argument` for whatever is wrong for good. */
@@ -253,7 +254,7 @@ function jsonInput(source: Json, defaults: Json | undefined, fault: (p: string) 
     if (problem) throw fault(`the default of ${key} fails its schema: ${problem}`)
   }
   let check: Validator | undefined
-  const validate: Validate = async (value) => {
+  const validate: Validate = (value) => {
     check ??= compile(schema)
     const filled = fill(schema, value, schema)
     const problem = problems(check, filled)
