@@ -628,6 +628,7 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
       throw new Error('set by runOf')
     },
     fact: () => {},
+    watched: false,
     after: undefined,
   }
   let state: RunState | undefined
@@ -700,7 +701,9 @@ async function runOf(agent: Agent, state: RunState, path: string[], shared: Shar
   const context: Scope['context'] = (call, signal) => ({
     platform,
     session,
-    signal,
+    get signal() {
+      return signal()
+    },
     callId: call.id,
     update(text, content = {}) {
       quietly(() =>
@@ -720,7 +723,8 @@ async function runOf(agent: Agent, state: RunState, path: string[], shared: Shar
       return { ...result, content: `The result of ${call.name} is withheld: afterTool failed.` }
     })
   const limits = limitsOf(agent, options)
-  const scope: Scope = { ...shared.scope, limits, mask, context, fact, after }
+  const watched = listeners.length > 0
+  const scope: Scope = { ...shared.scope, limits, mask, context, fact, watched, after }
   const policies = [agent.policy ?? []].flat()
   const isFrozen = () => frozen.map((f) => f()).find((reason) => reason !== false) ?? false
   const self: Run = {
@@ -1005,7 +1009,7 @@ async function settle(self: Run): Promise<void> {
     calls.push(call)
   }
   const proposals = await Promise.all(calls.map((call) => propose(self, call)))
-  const ready: { call: Call; act: () => Promise<Answer> }[] = []
+  const ready: { call: Call; act: () => Answer | Promise<Answer> }[] = []
   for (const [i, call] of calls.entries()) {
     const proposal = proposals[i]
     if (!proposal) continue
