@@ -3,23 +3,12 @@
 // Covers: forged, moved, altered, expired, replayed and doubled approvals; drift of tool, input and preview; crashes
 // between begin and finish. Does not cover: a stolen key, a store that loses acknowledged writes, what a tool does.
 
-import { randomBytes } from 'node:crypto'
-import { readlinkSync } from 'node:fs'
-import { hostname } from 'node:os'
-import { invisible, maskJson, unsound } from './mask.ts'
-import {
-  type Authority,
-  audience,
-  canonical,
-  type Id,
-  nonce,
-  parseId,
-  sha256,
-  type Who,
-} from './proof.ts'
+import { invisible, maskJson } from './mask.ts'
+import type { Authority, Bound, Id, Who } from './proof.ts'
+import { audience, canonical, parseId, sha256 } from './proof.ts'
 import { DcafError, type Outcome } from './providers/provider.ts'
-import type { Store } from './store.ts'
-import { outputText, type Tool, type ToolContext, type Verdict, type Word } from './tool.ts'
+import type { Verdict, Word } from './tool.ts'
+import { outputText, type Tool, type ToolContext, type Validated } from './tool.ts'
 
 /** Asked for every call, at the proposal and again at execution. `undefined` has no opinion; throwing asks. */
 export type Policy = (
@@ -27,15 +16,9 @@ export type Policy = (
   ctx: ToolContext,
 ) => Verdict | undefined | Promise<Verdict | undefined>
 
-export type Status =
-  | 'pending'
-  | 'approved'
-  | 'rejected'
-  | 'executing'
-  | 'completed'
-  | 'failed'
-  | 'expired'
-  | 'unknown'
+/** An outcome is a status too, but for `ok` and `error`, which are `completed` and `failed`. */
+export type Status = 'pending' | 'approved' | 'executing' | 'completed' | 'failed' | Unfulfilled
+type Unfulfilled = Exclude<Outcome, 'ok' | 'error'>
 
 /** A tool call as a person sees it and as the state keeps it. Plain JSON; `input` is the model's own. */
 export interface Call {
@@ -106,17 +89,16 @@ export interface Grants {
   add(call: GrantCall, grant: GrantRequest, by: string | undefined): Promise<string>
 }
 
-/** What became of a call: it ended (with an outcome), or it is still open, perhaps as a fresh call or a child's. */
-export type Answer =
-  | {
-      outcome: Outcome
-      content: string
-      replayed?: boolean
-      reason?: string
-      /** The content says already that a person changed the input. */
-      changed?: true
-    }
-  | { open: string; fresh?: Call; votes?: number; child?: unknown; refused?: boolean }
+/** What became of a call: it ended, or it is still open, perhaps as a fresh call or a child's. */
+export type Answer = Ended | Open
+type Open = { open: string; fresh?: Call; votes?: number; child?: unknown; refused?: boolean }
+export type Ended = Result & {
+  replayed?: boolean
+  reason?: string
+  /** The content says already that a person changed the input. */
+  changed?: true
+}
+export type Result = { outcome: Outcome; content: string }
 
 /** Everything of one run that its gates need. */
 export interface Scope {
@@ -131,224 +113,206 @@ export interface Scope {
   limits: { toolMs: number; approvalTtlMs: number; inputBytes: number; outputBytes: number }
   mask: (text: string) => string
   /** Client gone, deadline, shutdown: stops automatic calls. */
-  signal: AbortSignal
+  signal: AbortSignal | undefined
   /** The hard end of a shutdown: beside its own timeout the only thing that stops an approved call. */
   hardSignal: AbortSignal | undefined
-  context(call: { id: string; name: string }, signal: AbortSignal): ToolContext
+  /** `signal` makes one when a tool first asks for it: most never do. */
+  context(call: { id: string; name: string }, signal: () => AbortSignal): ToolContext
   fact(type: string, data: Record<string, unknown>): void
+  /** Whether anybody hears facts. */
+  watched: boolean
   /** The agent's `afterTool`; never rejects. */
-  after:
-    | ((
-        call: { id: string; name: string; input: unknown },
-        result: Result,
-        ctx: ToolContext,
-      ) => Promise<Result>)
-    | undefined
+  after: AfterTool | undefined
   trustClient: boolean
   grants: Grants | undefined
 }
-export type Result = { outcome: Outcome; content: string }
+type Ran = { id: string; name: string; input: unknown }
+type AfterTool = (call: Ran, result: Result, ctx: ToolContext) => Promise<Result>
 
-type Said = { name: string; input: unknown; preview?: string; changed?: boolean }
+/** What to do for a proposed call: nothing any more, run it now, or ask a person. `input` is the filled one. */
+export type Proposal =
+  | Answer
+  | { run: () => Soon<Answer> }
+  | { ask: () => Promise<Answer>; input: unknown }
+/** A promise only where something is waited for. */
+type Soon<T> = T | Promise<T>
+
+export type Said = { name: string; input: unknown; preview?: string; changed?: boolean }
 /** A decision under examination: `before` is the ledger's text when it was read, which `begin` expects to find. */
-type Case = Id & { epoch: string; said: Said; tool: Tool | undefined; before?: string }
-type Checked = { value: unknown; verdict: Word; reasons: string[] }
-type Done = { outcome: Outcome; output: string; by?: string | undefined; fresh?: Call }
-type Work = (
-  finish: (record: Done) => unknown,
-) => Promise<{ record: Done | undefined; answer: Answer }>
-type Entry = Partial<Done> & {
-  state: 'running' | 'done'
-  owner: string
-  /** Which of its owner's: no two begins write the same text. */
-  run: number
-  since: number
-  timeoutMs?: number
+export type Case = Pick<Id, 'nonce' | 'expires' | 'shown'> & {
+  epoch: string
+  said: Said
+  tool: Tool | undefined
+  before?: string
 }
+/** `denied`: what becomes of it, where that is the verdict. */
+export type Checked = { value: unknown; verdict: Word; reasons: string[]; denied?: Ended }
+/** What a decision comes to: how the call ended, and on whose word. */
+export type Done = { outcome: Outcome; output: string; by?: string | undefined; fresh?: Call }
+/** What is done once a call is begun; `finish` records how it ended. */
+export type Act = (finish: (record: Done) => Promise<void>) => Promise<Answer>
 
-const skewMs = 60_000
-const dayMs = 86_400_000
+type Tools = ReadonlyMap<string, Tool>
+type Frozen = () => string | false
+
 /** A client's echo holds the input some levels down in a body that may be 64 deep. */
 const maxDepth = 48
+const maxValues = 100_000
 export const unverified =
   'Not executed: this approval could not be verified (altered, moved, or issued by another server).'
 const tooLate = 'Not executed: the request was over before it began.'
-const drifted = 'Not executed: the tool or what it would do changed since this was shown.'
-const running = new WeakMap<Store, Map<string, Promise<Answer>>>()
 
-/** One agent's calls in one run: who may run, on whose word, once. */
+/** What only some calls need. Where it does not load, what needed it rejects: nothing runs. */
+const approvers = loader(() => import('./approvers.ts'))
+const fresh = loader(() => import('./fresh.ts'))
+const ledger = loader(() => import('./ledger.ts'))
+const opinions = loader(() => import('./opinions.ts'))
+const trust = loader(() => import('./trust.ts'))
+
+/** One agent's calls in one run: who may run, on whose word, once. More is public than its five verbs: for the files it loads. */
 export class Gate {
-  readonly #scope: Scope
-  readonly #tools: ReadonlyMap<string, Tool>
+  readonly scope: Scope
+  readonly tools: Tools
+  readonly path: string[]
   readonly #policies: Policy[]
-  readonly #frozen: () => string | false
-  readonly #path: string[]
+  readonly #frozen: Frozen
 
-  constructor(
-    scope: Scope,
-    tools: ReadonlyMap<string, Tool>,
-    policies: Policy[],
-    frozen: () => string | false,
-    path: string[],
-  ) {
-    this.#scope = scope
-    this.#tools = tools
+  constructor(scope: Scope, tools: Tools, policies: Policy[], frozen: Frozen, path: string[]) {
+    this.scope = scope
+    this.tools = tools
+    this.path = path
     this.#policies = policies
     this.#frozen = frozen
-    this.#path = path
   }
 
-  /**
-   * A call the model just made: its answer, or what is left to do for one: run it now, or ask a person. `grantable`:
-   * whether a person did not reject just this, the filled input. `input` is that.
-   */
-  async propose(
-    call: Call,
-    grantable: (input: unknown) => boolean = () => true,
-  ): Promise<
-    Answer | { run: () => Promise<Answer> } | { ask: () => Promise<Answer>; input: unknown }
-  > {
-    const tool = this.#tools.get(call.name)
-    const stop = (reason: string): Answer => {
-      this.#scope.fact('ToolCallRefused', { callId: call.id, name: call.name, reason })
-      return failed(reason)
-    }
-    if (!tool)
-      return stop(`Unknown tool: ${call.name}. There is: ${[...this.#tools.keys()].join(', ')}.`)
-    const checked = await this.#check(tool, call.input)
-    if (typeof checked === 'string') return stop(checked)
-    const { value, verdict } = checked
-    if (verdict === 'deny') {
-      const { content, reason } = denied(checked)
-      this.#scope.fact('ToolCallRejected', {
-        callId: call.id,
-        name: call.name,
-        rejectedBy: 'policy',
-        reason,
-      })
-      return { outcome: 'rejected', content, reason }
-    }
-    const frozen = this.#frozenBy()
-    if (verdict === 'allow' && frozen) return stop(frozen)
-    if (verdict === 'allow')
-      return { run: () => this.#execute(new Permit(mint, tool, value, call, false)) }
-    if (tool.agent)
-      return stop(`A policy asks for ${tool.name}, which is an agent: let its tools ask instead.`)
-    const hidden = unseen(tool, call.input, value)
-    if (hidden) return stop(hidden)
-    const { grants, authority } = this.#scope
-    const mayUse = grants && !frozen && takesGrants(tool) && grantable(value)
-    const grant = mayUse ? await grants.use(this.#grantCall(tool, value)) : undefined
-    if (grant === undefined)
-      return {
-        input: value,
-        ask: async () => ({ open: '', fresh: await this.#present(tool, call, checked) }),
-      }
-    const now = {
-      nonce: call.id,
-      kid: '',
-      expires: Date.now(),
-      shown: '',
-      mac: '',
-      said: call,
-      tool,
-    }
-    const one = { ...now, epoch: await authority.epoch() }
-    const permit = new Permit(mint, tool, value, { ...call, grant }, true)
-    return {
-      run: async () => {
-        const answer = await this.#once(one, permit, '')
-        return 'open' in answer && !answer.fresh ? failed(answer.open || tooLate) : answer
-      },
-    }
+  /** A call the model just made. `grantable`: whether a person did not reject just this, the filled input. */
+  propose(call: Call, grantable: Grantable = () => true): Soon<Proposal> {
+    const tool = this.tools.get(call.name)
+    if (tool)
+      return soon(this.check(tool, call.input), (checked) =>
+        this.#offer(tool, call, checked, grantable),
+      )
+    const known = [...this.tools.keys()].join(', ')
+    return this.refuse(call, error(`Unknown tool: ${call.name}. There is: ${known}.`))
   }
 
-  /** A person's word on a call. The order of checks is the protocol's: change nothing here without its tests. */
+  #offer(tool: Tool, call: Call, checked: Checked | string, grantable: Grantable): Soon<Proposal> {
+    if (typeof checked === 'string') return this.refuse(call, error(checked))
+    const { value, verdict, denied } = checked
+    if (denied) return this.refuse(call, denied, 'policy')
+    const frozen = this.frozenBy()
+    if (verdict === 'allow') {
+      if (frozen) return this.refuse(call, error(frozen))
+      return { run: () => this.#execute(permit(tool, value, call)) }
+    }
+    const problem = tool.agent
+      ? `A policy asks for ${tool.name}, which is an agent: let its tools ask instead.`
+      : unseen(tool, call.input, value)
+    if (problem) return this.refuse(call, error(problem))
+    const ask = async () => ({ open: '', fresh: await this.present(tool, call, checked) })
+    const offer = { input: value, ask }
+    const mayUse = this.scope.grants && !frozen && grantable(value)
+    return mayUse ? this.#granted(tool, call, value).then((run) => run ?? offer) : offer
+  }
+
+  /** Runs on a grant in a person's place; `undefined` where none covers the call. */
+  async #granted(tool: Tool, call: Call, input: unknown) {
+    const found = await (await approvers()).covered(this, tool, call, input)
+    if (!found) return undefined
+    const { one, grant } = found
+    const run = async (): Promise<Answer> => {
+      const answer = await this.#once(one, permit(tool, input, { ...call, grant }))
+      return 'outcome' in answer || answer.fresh ? answer : error(answer.open || tooLate)
+    }
+    return { run }
+  }
+
+  /** A person's word on a call. */
   async decide(found: Said | undefined, d: Decision): Promise<Answer> {
     const answer = await this.#weigh(found, d)
-    const call = { callId: d.id.split('.', 1)[0], name: found?.name ?? d.known?.name ?? d.name }
-    if ('open' in answer && answer.open)
-      this.#scope.fact('ToolCallRefused', { ...call, reason: answer.open })
-    if ('open' in answer && answer.votes) {
-      const approvedBy = this.#scope.who.principal
-      this.#scope.fact('ToolCallApproved', { ...call, approvedBy, votes: answer.votes })
-    }
-    if ('outcome' in answer && answer.outcome === 'expired')
-      this.#scope.fact('ToolCallExpired', call)
+    const name = found?.name ?? d.known?.name ?? d.name
+    const call = { id: `${d.id.split('.', 1)[0]}`, name }
+    const { outcome, open, votes }: Partial<Ended & Open> = answer
+    if (outcome === 'expired') this.fact('ToolCallExpired', call)
+    if (open) this.fact('ToolCallRefused', call, { reason: open })
+    const approvedBy = this.scope.who.principal
+    if (votes) this.fact('ToolCallApproved', call, { approvedBy, votes })
     return answer
   }
 
+  /** The order of checks is the protocol's: change nothing here without its tests. */
   async #weigh(found: Said | undefined, d: Decision): Promise<Answer> {
+    const { scope } = this
     const id = parseId(d.id)
     const thread = d.known ?? (d.name === undefined ? undefined : { name: d.name, input: d.input })
     const said = found ?? (thread && { name: thread.name, input: thread.input }) // no preview: others read it
     const altered =
       (said && d.name !== undefined && d.name !== said.name) ||
       ![said?.input, d.input, d.editedInput].every(signable)
-    if (said && !altered && d.approve && this.#scope.trustClient && !d.id.startsWith('tc_'))
+    if (said && !altered && d.approve && scope.trustClient && !d.id.startsWith('tc_'))
       return this.#trusted(said, d)
     const one = id && said && !altered ? await this.#verify(id, said) : undefined
-    const reason = cap(d.reason ?? 'not approved', this.#scope.limits.outputBytes)
-    if (!one || !said) return refused(d.approve ? unverified : `Tool rejected: ${reason}`)
+    const reason = cap(d.reason ?? 'not approved', scope.limits.outputBytes)
+    const content = `Tool rejected: ${reason}`
+    if (!one || !said) return refused(d.approve ? unverified : content)
     const { tool } = one
-    const past = await this.#past(one)
-    if (past) return past
-    if (!d.approve) return this.#close(one, 'rejected', `Tool rejected: ${reason}`, reason)
-    const stranger = tool ? await this.#stranger(tool, one.nonce) : undefined
+    const { past, late, close } = await ledger()
+    const before = await past(this, one)
+    if (before) return before
+    const rejected: Ended = { outcome: 'rejected', content, ...(reason && { reason }) }
+    if (!d.approve) return close(this, one, rejected)
+    const several = tool && (tool.approver !== 'requester' || tool.quorum > 1)
+    const stranger = several && (await (await approvers()).stranger(scope, tool, one.nonce))
     if (stranger) return refused(stranger)
-    if (Date.now() > one.expires + skewMs) return expired(one.expires)
-    const frozen = this.#frozenBy()
+    const expired = late(one)
+    if (expired) return expired
+    const frozen = this.frozenBy()
     if (frozen) return { open: frozen }
-    if (!tool) return this.#close(one, 'error', `The tool ${said.name} is no longer offered.`)
-    const proposed = await this.#check(tool, said.input)
-    if (typeof proposed === 'string') return this.#close(one, 'error', proposed)
-    const edit = edited(d, said.input, proposed.value, (found ?? d.known) !== undefined)
+    if (!tool) return close(this, one, error(`The tool ${said.name} is no longer offered.`))
+    const proposed = await this.check(tool, said.input)
+    if (typeof proposed === 'string') return close(this, one, error(proposed))
+    const edit = edited(d, [said.input, proposed.value], (found ?? d.known) !== undefined)
     if (edit && !(tool.editable && d.editedInput !== undefined))
-      return this.#replace(one, tool, edit, said)
+      return (await fresh()).replaced(this, one, tool, edit)
     if ((await this.#shown(tool, proposed.value)).digest !== one.shown)
-      return this.#replace(one, tool, undefined, said)
-    const run = edit ? await this.#check(tool, edit.input) : proposed
-    const hidden =
-      typeof run === 'string' ? run : unseen(tool, edit?.input ?? said.input, run.value)
-    if (typeof run === 'string' || hidden) return { open: `Not executed: ${hidden}` }
-    if (run.verdict === 'deny') return this.#deny(one, run)
-    const votes = tool.quorum > 1 ? await this.#vote(tool, one) : undefined
+      return (await fresh()).replaced(this, one, tool)
+    const { input } = edit ?? said
+    const run = await this.legible(tool, input, edit ? undefined : proposed)
+    if (typeof run === 'string') return { open: `Not executed: ${run}` }
+    if (run.denied) return close(this, one, run.denied, 'policy')
+    const votes = tool.quorum > 1 ? await (await approvers()).vote(scope, tool, one) : undefined
     if (votes !== undefined) return { open: '', votes }
-    const permit = new Permit(mint, tool, run.value, { id: one.nonce, name: tool.name }, true)
-    const granted = d.grant && this.#grantCall(tool, copy(run.value)) // the tool may change its input
-    const answer = await this.#once(one, permit, edit ? `${changedTo(edit.input)}\n` : '')
-    const ran = 'outcome' in answer && answer.outcome === 'ok' && !answer.replayed
-    if (d.grant && granted && ran) await this.#grant(tool, granted, one.nonce, d.grant)
+    const leave = permit(tool, run.value, { id: one.nonce, name: tool.name })
+    // Before it runs: the tool may change its input, and what ran is not refused any more.
+    const given = d.grant && (await approvers()).giving(this, tool, copy(run.value), one, d.grant)
+    const answer = await this.#once(one, leave, edit ? `${changedTo(edit.input)}\n` : '')
+    if ('outcome' in answer && answer.outcome === 'ok' && !answer.replayed) await given?.()
     return answer
   }
 
-  /** Never rejects: the call ran, whatever becomes of the grant. */
-  async #grant(tool: Tool, one: GrantCall, callId: string, asked: GrantRequest): Promise<void> {
-    const { grants, who, fact } = this.#scope
-    const call = { callId, name: tool.name, grantedBy: who.principal }
-    const none = grants ? `${tool.name} takes no grants` : 'no grants were handed over to this run'
-    if (!grants || !takesGrants(tool)) return fact('GrantRefused', { ...call, reason: none })
-    try {
-      const grant = await grants.add(one, asked, who.principal)
-      fact('GrantAdded', { ...call, grant })
-    } catch (error) {
-      fact('GrantRefused', { ...call, reason: words(error) })
-    }
+  /** The migration path, for ids that are none of ours. */
+  async #trusted(said: Said, d: Decision): Promise<Answer> {
+    const found = await (await trust()).trusted(this, said, d)
+    if (!('one' in found)) return found
+    const { one, tool, input } = found
+    return this.#once(one, permit(tool, input, { id: d.id, name: tool.name }))
   }
 
   /** What ledger and clock say of an open call nobody named; `undefined` while it waits. */
   async recall(said: Said, proof: string): Promise<Answer | undefined> {
     const id = parseId(proof)
-    const one = id && (await this.#verify(id, said))
-    const past = one && (await this.#past(one))
-    if (past || !id || Date.now() <= id.expires + skewMs) return past
-    this.#scope.fact('ToolCallExpired', { callId: id.nonce, name: said.name })
-    return expired(id.expires)
+    if (!id) return undefined
+    const one = await this.#verify(id, said)
+    const { past, late } = await ledger()
+    const before = one && (await past(this, one))
+    const expired = before ? undefined : late(id)
+    if (expired) this.fact('ToolCallExpired', { id: id.nonce, name: said.name })
+    return before ?? expired
   }
 
   /** The input as the tool would get it; as it came, where the tool does not take it. */
   async filled(name: string, input: unknown): Promise<unknown> {
-    const result = await this.#tools.get(name)?.validate(copy(input))
+    const result = await this.tools.get(name)?.validate(copy(input))
     return result && 'value' in result ? result.value : input
   }
 
@@ -356,71 +320,59 @@ export class Gate {
   async restore(said: Said, proof: string): Promise<Call | undefined> {
     const id = parseId(proof)
     const one = id && (await this.#verify(id, said))
-    if (!one?.tool) return undefined
-    const { name, input } = said
-    const checked = await this.#check(one.tool, input)
-    const call: Call = {
-      id: one.nonce,
-      name,
-      input,
-      status: 'pending',
-      requiresApproval: true,
-      proof,
-      expiresAt: one.expires,
-    }
-    if (typeof checked === 'string') return call
-    const { digest: _, ...view } = await this.#view(one.tool, input, checked)
-    return { ...call, ...view }
+    return one?.tool && (await fresh()).restored(this, one, one.tool, proof)
+  }
+
+  fact(type: string, call: Named, more?: Record<string, unknown>): void {
+    const { watched, fact } = this.scope
+    if (watched) fact(type, { callId: call.id, name: call.name, ...more })
+  }
+
+  /** Says of a call that it does not run, and gives back what became of it. */
+  refuse(call: Named, end: Ended, by?: string): Ended {
+    const { outcome, content, reason = content } = end
+    if (outcome === 'rejected') this.fact('ToolCallRejected', call, { rejectedBy: by, reason })
+    else this.fact('ToolCallRefused', call, { reason })
+    return end
   }
 
   // ------------------------------------------------------------ judging
 
   /** The filled input and the strictest verdict on it, or a sentence on what is wrong with it. */
-  async #check(tool: Tool, input: unknown): Promise<Checked | string> {
-    const size = Buffer.byteLength(JSON.stringify(input) ?? '')
-    const { inputBytes } = this.#scope.limits
-    if (size > inputBytes)
-      return `The input of ${tool.name} has ${size} bytes; the limit inputBytes is ${inputBytes}.`
-    const problem = unsound(input, maxDepth, 100_000)
-    const result = problem ? { problem } : await tool.validate(copy(input))
-    const wrong = 'problem' in result ? result.problem : unsound(result.value, maxDepth, 100_000)
-    if (wrong || 'problem' in result)
-      return `Invalid input for ${tool.name}: ${this.#scope.mask(`${wrong}`)}`
-    return { value: result.value, ...(await this.#judge(tool, result.value)) }
+  check(tool: Tool, input: unknown): Soon<Checked | string> {
+    const { inputBytes } = this.scope.limits
+    const size = { bytes: 0, values: 0 }
+    const problem = unsound(input, size)
+    if (problem || size.bytes > inputBytes) {
+      const bytes = Buffer.byteLength(JSON.stringify(input) ?? '')
+      if (bytes > inputBytes)
+        return `The input of ${tool.name} has ${bytes} bytes; the limit inputBytes is ${inputBytes}.`
+    }
+    if (problem) return this.#judge(tool, { problem })
+    return soon(tool.validate(copy(input)), (result) => this.#judge(tool, result))
   }
 
-  /** The strictest of the tool's own word and every policy, with the reasons of that verdict. */
-  async #judge(tool: Tool, input: unknown): Promise<{ verdict: Word; reasons: string[] }> {
-    const { requiresApproval } = tool
+  #judge(tool: Tool, result: Validated): Soon<Checked | string> {
+    const problem = 'problem' in result ? result.problem : unsound(result.value)
+    if ('problem' in result || problem)
+      return `Invalid input for ${tool.name}: ${this.scope.mask(`${problem}`)}`
+    const { requiresApproval, type } = tool
+    const { value } = result
+    const verdict = requiresApproval || type === 'command' ? 'ask' : 'allow'
     if (this.#policies.length === 0 && typeof requiresApproval === 'boolean')
-      return { verdict: requiresApproval || tool.type === 'command' ? 'ask' : 'allow', reasons: [] }
-    const ctx = this.#scope.context({ id: '', name: tool.name }, this.#scope.signal)
-    const own = () =>
-      typeof requiresApproval === 'function' ? requiresApproval(copy(input), ctx) : requiresApproval
-    const always = () => tool.type === 'command'
-    const asked = [own, always, ...this.#policies].map(async (policy) => {
-      try {
-        const said = policy({ name: tool.name, input: copy(input), tool }, ctx)
-        const later = typeof said === 'object' && said !== null && 'then' in said
-        const word = later ? await within(this.#timeout(tool), said) : said
-        return asVerdict(policy === own ? (word ?? true) : word) // a tool's own word forgot its return
-      } catch (error) {
-        return asVerdict({
-          verdict: 'ask',
-          reason: `A policy failed, so a person is asked: ${words(error)}`,
-        })
-      }
-    })
-    const verdicts = await Promise.all(asked)
-    const worst = Math.max(...verdicts.map((v) => strictness.get(v.verdict) ?? 1))
-    const verdict = (['allow', 'ask', 'deny'] as const)[worst] ?? 'ask'
-    const reasons = verdicts.flatMap((v) =>
-      v.verdict === verdict && v.reason ? [this.#scope.mask(`${v.reason}`)] : [],
+      return { value, verdict, reasons: [] }
+    return opinions().then((asked) =>
+      asked.consult(this, this.#policies, tool, value, () => copy(value)),
     )
-    return { verdict, reasons }
   }
 
-  #frozenBy(): string | undefined {
+  /** `checked`, or the first field in it whose characters an approver could not see. */
+  async legible(tool: Tool, input: unknown, known?: Checked): Promise<Checked | string> {
+    const checked = known ?? (await this.check(tool, input))
+    return typeof checked === 'string' ? checked : (unseen(tool, input, checked.value) ?? checked)
+  }
+
+  frozenBy(): string | undefined {
     try {
       const reason = this.#frozen()
       return reason === false ? undefined : `Not executed: frozen: ${reason}`
@@ -431,79 +383,53 @@ export class Gate {
 
   // ------------------------------------------------------------ what is shown and signed
 
-  async #present(tool: Tool, call: Call, checked: Checked, asked?: string): Promise<Call> {
-    const { authority, limits, who, askers } = this.#scope
-    const { digest, ...view } = await this.#view(tool, call.input, checked)
-    const expiresAt =
-      Math.ceil((Date.now() + (tool.approvalTtlMs ?? limits.approvalTtlMs)) / 1000) * 1000
-    const id = { nonce: call.id, expires: expiresAt, shown: digest }
+  async present(tool: Tool, call: Call, checked: Checked, asked?: string): Promise<Call> {
+    const { authority, limits } = this.scope
+    const { digest: shown, ...view } = await this.view(tool, call.input, checked)
+    const ends = Date.now() + (tool.approvalTtlMs ?? limits.approvalTtlMs)
+    const expiresAt = Math.ceil(ends / 1000) * 1000
+    const id = { nonce: call.id, expires: expiresAt, shown }
     const proof = await authority.sign(id, this.#bound(call, tool.approver))
-    if (tool.approver !== 'requester') {
-      const by = askers.size > 0 ? [...askers] : [who.principal].filter((p) => p !== undefined)
-      if (tool.approver === 'other' && !asked && by.length === 0)
-        throw new DcafError(
-          'invalid_argument',
-          `${tool.name} has approver: 'other', so a principal is needed`,
-        )
-      const ttl = expiresAt - Date.now() + dayMs
-      await authority.store.swap(`asked:${call.id}`, undefined, asked ?? JSON.stringify(by), ttl)
-    }
-    return { ...call, status: 'pending', requiresApproval: true, proof, expiresAt, ...view }
+    if (tool.approver !== 'requester')
+      await (await approvers()).keepAskers(this.scope, tool, id, asked)
+    return { ...call, ...view, status: 'pending', requiresApproval: true, proof, expiresAt }
   }
 
   /** What the approver sees besides name and input. */
-  async #view(tool: Tool, input: unknown, { value, reasons }: Checked) {
+  async view(tool: Tool, input: unknown, { value, reasons }: Checked) {
     const view: Pick<Call, 'effectiveInput' | 'preview' | 'reasons' | 'path'> = {}
-    if (canonical(value) !== canonical(input)) view.effectiveInput = JSON.parse(canonical(value))
+    const filled = canonical(value)
+    if (filled !== canonical(input)) view.effectiveInput = JSON.parse(filled)
     if (reasons.length > 0) view.reasons = reasons
-    if (this.#path.length > 0) view.path = this.#path
+    if (this.path.length > 0) view.path = this.path
     return { ...view, ...(await this.#shown(tool, value)) }
   }
 
   /** The digest of definition, filled input and preview key as they are now. A preview that fails never repeats. */
   async #shown(tool: Tool, input: unknown): Promise<{ preview?: string; digest: string }> {
-    const { name, description, input: schema, type, approver, quorum, editable, idempotent } = tool
-    const definition = [name, description, schema, type, approver, quorum, editable, idempotent]
-    const digest = (key: string | null) => sha256(canonical([definition, input, key])).slice(0, 16)
-    if (!tool.preview) return { digest: digest(null) }
-    try {
-      const clock = new AbortController() // not AbortSignal.timeout: it would live on for all of its time
-      const signal = AbortSignal.any([this.#scope.signal, clock.signal])
-      const ctx = this.#scope.context({ id: '', name }, signal)
-      const made = await within(this.#timeout(tool), tool.preview(copy(input), ctx), clock)
-      const { text, key = text } = typeof made === 'string' ? { text: made } : made
-      return { preview: this.#clean(text), digest: digest(key) }
-    } catch (error) {
-      return {
-        preview: this.#clean(`The preview failed: ${words(error)}`),
-        digest: digest(nonce()),
-      }
-    }
+    const made = tool.preview && (await (await opinions()).previewed(this, tool, copy(input)))
+    const all = `[${definition(tool)},${canonical(input)},${made?.key ?? 'null'}]`
+    const digest = sha256(all).slice(0, 16)
+    return made ? { preview: made.text, digest } : { digest }
   }
 
-  #clean(text: string): string {
-    return cap(text, this.#scope.limits.outputBytes, this.#scope.mask)
+  clean(text: string): string {
+    return cap(text, this.scope.limits.outputBytes, this.scope.mask)
   }
 
-  #timeout(tool: Tool | undefined): number {
-    return Math.min(tool?.timeoutMs ?? this.#scope.limits.toolMs, 2 ** 31 - 1) // more would fire at once
+  timeoutOf(tool: Tool | undefined): number {
+    return Math.min(tool?.timeoutMs ?? this.scope.limits.toolMs, 2 ** 31 - 1) // more would fire at once
   }
 
-  #bound(said: Said, approver: Tool['approver']) {
-    const { agent, who } = this.#scope
-    return {
-      agent,
-      path: this.#path,
-      name: said.name,
-      input: said.input,
-      who: audience(who, approver),
-    }
+  #bound({ name, input }: Said, approver: Tool['approver']): Bound {
+    const { agent, who } = this.scope
+    return { agent, path: this.path, name, input, who: audience(who, approver) }
   }
 
   /** Whose word it is; a tool that is gone may have had any approver. */
   async #verify(id: Id, said: Said): Promise<Case | undefined> {
-    const { authority, fresh } = this.#scope
-    const tool = this.#tools.get(said.name)
+    const { authority, fresh } = this.scope
+    const tool = this.tools.get(said.name)
     for (const approver of tool ? [tool.approver] : (['requester', 'anyone'] as const)) {
       const epoch = await authority.verify(id, this.#bound(said, approver), fresh)
       if (epoch !== undefined) return { ...id, epoch, said, tool }
@@ -511,339 +437,128 @@ export class Gate {
     return undefined
   }
 
-  /** Why this principal may not approve. */
-  async #stranger(tool: Tool, nonce: string): Promise<string | undefined> {
-    const { who, authority, askers } = this.#scope
-    if ((tool.approver === 'other' || tool.quorum > 1) && who.principal === undefined)
-      return unverified
-    if (tool.approver === 'requester') return undefined
-    const asked = await authority.store.get(`asked:${nonce}`)
-    const by = new Set<unknown>(JSON.parse(asked ?? '[]'))
-    for (const principal of by) askers.add(`${principal}`) // what follows from this call they asked for too
-    if (tool.approver !== 'other') return undefined
-    if (asked === undefined) return unverified
-    return by.has(who.principal)
-      ? `Not executed: someone other than who asked must approve ${tool.name}.`
-      : undefined
-  }
-
-  /** Counts this principal once; how many there are while the quorum is not reached. */
-  async #vote(tool: Tool, one: Case): Promise<number | undefined> {
-    const { authority, who } = this.#scope
-    for (;;) {
-      const text = await authority.store.get(`votes:${one.nonce}`)
-      const votes = new Set(JSON.parse(text ?? '[]')).add(who.principal)
-      const ttl = one.expires - Date.now() + dayMs
-      if (await authority.store.swap(`votes:${one.nonce}`, text, JSON.stringify([...votes]), ttl))
-        return votes.size < tool.quorum ? votes.size : undefined
-    }
-  }
-
   // ------------------------------------------------------------ once
 
-  /** What was decided before, or is being done in this process now. */
-  async #past(one: Case): Promise<Answer | undefined> {
-    return running.get(this.#scope.authority.store)?.get(one.nonce) ?? this.#record(one)
-  }
-
-  /** The ledger's word; `undefined` when nobody decided, or an idempotent call may run over its record. */
-  async #record(one: Case): Promise<Answer | undefined> {
-    const text = await this.#scope.authority.store.get(`call:${one.nonce}`)
-    if (text === undefined) return undefined
-    one.before = text
-    const entry = JSON.parse(text) as Entry
-    const { outcome = 'unknown', output = '', fresh } = entry
-    if (fresh) return (await this.#recordOf(fresh)) ?? { open: output, fresh }
-    if (entry.state === 'done') return { outcome, content: output, replayed: true }
-    if (one.tool?.idempotent && gone(entry)) return undefined
-    const since = time(entry.since)
-    const content = gone(entry)
-      ? `Outcome unknown: the server stopped while this was running (${since}). It was NOT run again. Check the target before asking again.`
-      : `Already running since ${since}. It was not started again.`
-    return { outcome: 'unknown', content }
-  }
-
-  /** A fresh call is our own record's, so its id needs no proof here. */
-  async #recordOf(fresh: Call): Promise<Answer | undefined> {
-    const id = parseId(fresh.proof ?? '')
-    if (!id) return undefined
-    const tool = this.#tools.get(fresh.name)
-    const past = await this.#past({ ...id, epoch: '', said: fresh, tool })
-    const answer = past ?? (Date.now() > id.expires + skewMs ? expired(id.expires) : undefined)
-    if (!answer || !('outcome' in answer) || !fresh.changed || answer.changed) return answer
-    return { ...answer, content: `${changedTo(fresh.input)}\n${answer.content}`, changed: true }
-  }
-
-  /** Supersedes a call by a fresh one, for a person's `edit` or for drift; the original's record holds it. */
-  async #replace(
-    one: Case,
-    tool: Tool,
-    edit: { input: unknown } | undefined,
-    said: Said,
-  ): Promise<Answer> {
-    const { authority, who } = this.#scope
-    const input = edit ? edit.input : said.input
-    const checked = await this.#check(tool, input)
-    const hidden = typeof checked === 'string' ? checked : unseen(tool, input, checked.value)
-    if (typeof checked === 'string' || hidden) return { open: `Not executed: ${hidden}` }
-    if (checked.verdict === 'deny') return this.#deny(one, checked)
-    const asked = edit
-      ? who.principal && JSON.stringify([who.principal])
-      : await authority.store.get(`asked:${one.nonce}`)
-    const call: Call = {
-      id: nonce(),
-      name: tool.name,
-      input,
-      status: 'pending',
-      requiresApproval: true,
-      replaces: one.nonce,
-    }
-    if (edit || said.changed) call.changed = true
-    const fresh = await this.#present(tool, call, checked, asked)
-    if (!edit && said.preview !== undefined && said.preview !== fresh.preview)
-      fresh.reasons = [
-        ...(fresh.reasons ?? []),
-        this.#clean(`It changed. Shown before: ${said.preview}`),
-      ]
-    const open = edit ? 'Not executed: the changed input needs an approval of its own.' : drifted
-    const record: Done = { outcome: 'unknown', output: open, fresh, by: who.principal }
-    return this.#alone(one, async () => ({ record, answer: { open, fresh } }))
-  }
-
-  /** Records the end of a call that does not run. */
-  #close(
-    one: Case,
-    outcome: Outcome,
-    content: string,
-    reason?: string,
-    by = this.#scope.who.principal,
-  ): Promise<Answer> {
-    const answer = { outcome, content, ...(reason ? { reason } : {}) }
-    return this.#alone(one, async () => {
-      const call = { callId: one.nonce, name: one.said.name, reason: reason ?? content }
-      const [type, who] =
-        outcome === 'rejected' ? ['ToolCallRejected', { rejectedBy: by }] : ['ToolCallRefused', {}]
-      this.#scope.fact(type, { ...call, ...who })
-      return { record: { outcome, output: content, by }, answer }
-    })
-  }
-
-  #deny(one: Case, checked: Checked): Promise<Answer> {
-    const { content, reason } = denied(checked)
-    return this.#close(one, 'rejected', content, reason, 'policy')
-  }
-
-  async #once(one: Case, permit: Permit, prefix: string): Promise<Answer> {
-    const { who, fact, signal, hardSignal } = this.#scope
+  async #once(one: Case, leave: Permit, prefix = ''): Promise<Answer> {
+    const { who, signal, hardSignal } = this.scope
     if (hardSignal?.aborted) return { open: 'Not executed: the server is shutting down.' }
     // Asked again here: a slow preview, policy or store came after it was asked first.
-    const stop = () => this.#frozenBy() ?? (signal.aborted ? '' : undefined)
-    const { id, name, grant } = permit.call
+    const stop = () => this.frozenBy() ?? (signal?.aborted ? '' : undefined)
+    const { grant } = leave.call
     const by = grant ? `grant:${grant}` : who.principal
-    const work: Work = async (finish) => {
-      fact('ToolCallApproved', { callId: id, name, approvedBy: by, ...(grant && { grant }) })
-      const record = (answer: Answer): Done | undefined =>
-        'outcome' in answer
-          ? { outcome: answer.outcome, output: prefix + answer.content, by }
-          : undefined
+    const act: Act = async (finish) => {
+      const record = (end: Result) =>
+        finish({ outcome: end.outcome, output: prefix + end.content, by })
+      this.fact('ToolCallApproved', leave.call, { approvedBy: by, ...(grant && { grant }) })
       let late = false
-      const answer = await this.#execute(permit, (work) => {
+      const answer = await this.#execute(leave, (work) => {
         late = true
-        void work.then((end) => finish(record(end) ?? { outcome: 'error', output: prefix, by }))
+        // What then waits for a person waits for nobody.
+        void work.then((end) => record('outcome' in end ? end : error('')))
       })
-      if (!('outcome' in answer)) return { record: undefined, answer }
-      return {
-        record: late ? undefined : record(answer),
-        answer: { ...answer, content: prefix + answer.content },
-      }
+      if (!('outcome' in answer)) return answer
+      if (!late) await record(answer)
+      return { ...answer, content: prefix + answer.content }
     }
-    return this.#alone(one, work, stop)
+    return (await ledger()).begin(this, one, act, stop)
   }
 
-  /** begin, the work, finish; nothing where `stop` says why. A second caller in this process gets the first one's answer. */
-  #alone(one: Case, work: Work, stop?: () => string | undefined): Promise<Answer> {
-    const { authority, limits, fact } = this.#scope
-    const act = async (): Promise<Answer> => {
-      const entry: Entry = {
-        state: 'running',
-        owner,
-        run: ++runs,
-        since: Date.now(),
-        timeoutMs: this.#timeout(one.tool),
-      }
-      const begun = JSON.stringify(entry)
-      const lives = Math.max(
-        one.expires,
-        entry.since + (one.tool?.approvalTtlMs ?? limits.approvalTtlMs),
-      )
-      const ttl = lives - entry.since + dayMs
-      if (!(await authority.stillIn(one.epoch))) return refused(unverified)
-      const open = stop?.()
-      if (open !== undefined) return { open }
-      underWay.add(entry.run) // before the store can show it to anyone
-      const key = `call:${one.nonce}`
-      let mine = false
-      try {
-        mine = await authority.store.swap(key, one.before, begun, ttl)
-        const decided = 'Not executed: another request is deciding this call.'
-        if (!mine) return (await this.#record(one)) ?? { open: decided }
-        mine = false // until it is known to have stayed
-        mine = await authority.stillIn(one.epoch)
-        if (!mine) return refused(unverified) // forgotten in between
-      } finally {
-        if (!mine) underWay.delete(entry.run)
-      }
-      const finish = async (record: Done) => {
-        try {
-          const done = JSON.stringify({ ...entry, state: 'done', ...record })
-          await authority.store.swap(key, begun, done, ttl)
-        } catch (error) {
-          fact('LedgerFailed', { callId: one.nonce, name: one.said.name, error: words(error) })
-        }
-        underWay.delete(entry.run)
-      }
-      const { record, answer } = await work(finish)
-      if (record) await finish(record)
-      return answer
-    }
-    const here = running.get(authority.store) ?? new Map<string, Promise<Answer>>()
-    running.set(authority.store, here)
-    const joined = here.get(one.nonce)
-    if (joined) return joined
-    const answer = act().finally(() => here.delete(one.nonce))
-    here.set(one.nonce, answer)
-    return answer
-  }
-
-  /** The migration path: no proof, but the tool must ask for this input, and policy, freeze and ledger still hold. */
-  async #trusted(said: Said, d: Decision): Promise<Answer> {
-    const { agent, authority, who } = this.#scope
-    const tool = this.#tools.get(said.name)
-    if (
-      !tool ||
-      !d.id ||
-      tool.approver !== 'requester' ||
-      tool.quorum > 1 ||
-      tool.type === 'command'
-    )
-      return refused(unverified)
-    const key = sha256(
-      canonical([agent, this.#path, audience(who, 'requester'), d.id, said.name, said.input]),
-    )
-    const now = { nonce: key, kid: '', expires: Date.now(), shown: '', mac: '', said, tool }
-    const one: Case = { ...now, epoch: await authority.epoch() }
-    const past = await this.#past(one)
-    if (past) return past
-    const checked = await this.#check(tool, said.input)
-    const hidden = typeof checked === 'string' ? checked : unseen(tool, said.input, checked.value)
-    if (typeof checked === 'string' || hidden) return refused(`Not executed: ${hidden}`)
-    if (edited(d, said.input, checked.value, true)) return refused(unverified)
-    if (checked.verdict !== 'ask')
-      return refused(checked.verdict === 'deny' ? denied(checked).content : unverified)
-    const frozen = this.#frozenBy()
-    if (frozen) return { open: frozen }
-    return this.#once(
-      one,
-      new Permit(mint, tool, checked.value, { id: d.id, name: tool.name }, true),
-      '',
-    )
-  }
-
-  #grantCall(tool: Tool, input: unknown): GrantCall {
-    const { agent, who } = this.#scope
-    const path = this.#path
-    return { agent, path, name: tool.name, input, audience: audience(who, tool.approver) }
-  }
   // ------------------------------------------------------------ the one caller of execute
 
-  /** Runs the tool against its clock and never rejects. `outlived` gets the work of a gated call past its clock. */
-  async #execute(permit: Permit, outlived?: (work: Promise<Answer>) => void): Promise<Answer> {
-    const { tool, call, gated } = permit
-    const input = copy(permit.input) // as it was begun with: a tool may change what it is given
-    const { context, signal, hardSignal, after, fact, mask } = this.#scope
-    const controller = new AbortController()
-    const started = performance.now()
-    const ended = (result: Result, more?: { late: true }): Result => {
-      const { outcome, content } = result
-      const data = {
-        callId: call.id,
-        name: call.name,
-        input: maskJson(input, mask),
-        outcome,
-        durationMs: performance.now() - started,
-        ...(call.grant && { grant: call.grant }),
-        ...more,
-      }
-      if (outcome === 'ok') fact('ToolExecuted', { ...data, output: content })
-      else fact('ToolExecutionFailed', { ...data, error: content })
-      return result
+  /**
+   * Runs the tool against its clock and never rejects. What a tool gives at once is answered at once: no timer, no
+   * signal, no promise. `outlived` makes it a gated call, and gets its work past its clock.
+   */
+  #execute(leave: Permit, outlived?: (work: Promise<Answer>) => void): Soon<Answer> {
+    const { tool, call } = leave
+    const { context, signal, hardSignal, after, watched, mask } = this.scope
+    const outer = outlived ? hardSignal : signal
+    const started = watched ? performance.now() : 0
+    const input = after || watched ? copy(leave.input) : undefined // a tool may change what it is given
+    let stopped: DcafError | undefined
+    let controller: AbortController | undefined
+
+    const ended = (answer: Answer, more?: { late: true }): Answer => {
+      if (!watched || !('outcome' in answer)) return answer
+      const { outcome, content } = answer
+      const durationMs = performance.now() - started
+      const grant = call.grant ? { grant: call.grant } : {}
+      const data = { input: maskJson(input, mask), outcome, durationMs, ...grant, ...more }
+      if (outcome === 'ok') this.fact('ToolExecuted', call, { ...data, output: content })
+      else this.fact('ToolExecutionFailed', call, { ...data, error: content })
+      return answer
     }
-    const fail = (why: string): Result => ({
-      outcome: 'error',
-      content: this.#clean(`Error executing ${tool.name}: ${why}`),
-    })
-    const outer = gated ? hardSignal : signal
+    const fail = (why: string): Result => error(this.clean(`Error executing ${tool.name}: ${why}`))
+    const read = (value: unknown): Answer => {
+      if (!(value instanceof Paused))
+        return { outcome: 'ok', content: this.clean(outputText(tool, value)) }
+      if (tool.agent) return { open: '', child: value.state }
+      throw new Error('the agent behind it waits for a person: make such a tool with agentTool')
+    }
+
     if (outer?.aborted) return ended(fail(`${tool.name} was stopped before it began`))
-    let given = false
-    const work = (async (): Promise<Answer> => {
-      const ctx = context(call, controller.signal)
-      let result: Result
-      try {
-        const value = await tool.execute(permit.input, ctx)
-        if (value instanceof Paused) {
-          if (tool.agent) return { open: '', child: value.state }
-          throw new Error('the agent behind it waits for a person: make such a tool with agentTool')
-        }
-        result = { outcome: 'ok', content: this.#clean(outputText(tool, value)) }
-      } catch (error) {
-        result = fail(words(error))
-      }
-      if (after) {
-        result = await after({ id: call.id, name: call.name, input: copy(input) }, result, ctx)
-        result = { ...result, content: this.#clean(result.content) }
-      }
-      return ended(result, given ? { late: true } : undefined)
-    })()
-    const stopped = Promise.withResolvers<Answer>()
-    const giveUp = (why: string): void => {
-      given = true
-      controller.abort(new DcafError('aborted', why))
-      const unknown = `Outcome unknown: ${why}. It was NOT run again. Check the target before asking again.`
-      const sure = !gated || tool.idempotent
-      if (!sure) outlived?.(work)
-      stopped.resolve(ended(sure ? fail(why) : { outcome: 'unknown', content: unknown }))
+    const ctx = context(call, () => {
+      controller ??= new AbortController()
+      if (stopped) controller.abort(stopped)
+      return controller.signal
+    })
+    let value: unknown
+    let answer: Answer | undefined
+    try {
+      value = tool.execute(leave.input, ctx)
+      if (!isThenable(value)) answer = read(value)
+    } catch (error) {
+      answer = fail(words(error))
     }
-    const onAbort = () => giveUp(`${tool.name} was stopped before it finished`)
-    const ms = this.#timeout(tool)
-    const timer = tool.agent
-      ? undefined
-      : setTimeout(giveUp, ms, `${tool.name} did not finish within ${ms} ms`)
-    outer?.addEventListener('abort', onAbort)
-    if (outer?.aborted) onAbort() // the tool itself may have done it
-    const answer = await Promise.race([work, stopped.promise])
-    clearTimeout(timer)
-    outer?.removeEventListener('abort', onAbort)
-    return answer
+    if (answer && !after && !outer?.aborted) return ended(answer)
+
+    const work = (async (): Promise<Answer> => {
+      let end = answer
+      try {
+        end ??= read(await value)
+      } catch (error) {
+        end = fail(words(error))
+      }
+      if (after && 'outcome' in end) {
+        const seen = await after({ id: call.id, name: call.name, input: copy(input) }, end, ctx)
+        end = { ...seen, content: this.clean(seen.content) }
+      }
+      return ended(end, stopped && { late: true })
+    })()
+    return new Promise((resolve, reject) => {
+      const end = (answer: Answer): void => {
+        clearTimeout(timer)
+        outer?.removeEventListener('abort', onAbort)
+        resolve(answer)
+      }
+      const giveUp = (why: string): void => {
+        stopped = new DcafError('aborted', why)
+        controller?.abort(stopped)
+        const unknown = `Outcome unknown: ${why}. It was NOT run again. Check the target before asking again.`
+        const sure = !outlived || tool.idempotent
+        if (!sure) outlived(work)
+        end(ended(sure ? fail(why) : { outcome: 'unknown', content: unknown }))
+      }
+      const onAbort = () => giveUp(`${tool.name} was stopped before it finished`)
+      const ms = this.timeoutOf(tool)
+      const onTime = () => giveUp(`${tool.name} did not finish within ${ms} ms`)
+      const timer = tool.agent ? undefined : setTimeout(onTime, ms)
+      outer?.addEventListener('abort', onAbort)
+      if (outer?.aborted) onAbort() // the tool itself may have done it
+      work.then(end, reject)
+    })
   }
 }
 
-const mint = Symbol('permit')
-
+type Named = { id: string; name: string | undefined }
 type Called = { id: string; name: string; grant?: string }
+type Grantable = (input: unknown) => boolean
 
 /** Leave to run one tool once with one input. Made by the Gate alone: `mint` does not leave this file. */
-class Permit {
-  readonly tool: Tool
-  readonly input: unknown
-  readonly call: Called
-  readonly gated: boolean
-  constructor(secret: symbol, tool: Tool, input: unknown, call: Called, gated: boolean) {
-    if (secret !== mint) throw new TypeError('a Permit is made by the Gate alone')
-    this.tool = tool
-    this.input = input
-    this.call = call
-    this.gated = gated
-  }
+type Permit = { tool: Tool; input: unknown; call: Called; [mint]: true }
+const mint: unique symbol = Symbol('permit')
+function permit(tool: Tool, input: unknown, call: Called): Permit {
+  return { tool, input, call, [mint]: true }
 }
 
 /** What an agent tool returns while its child waits for a person. */
@@ -857,66 +572,21 @@ export function paused(state: unknown): Paused {
   return new Paused(state)
 }
 
-/** Begun by this process and not ended, the late ones included. */
-const underWay = new Set<number>()
-let runs = 0
-/** Two containers may share a host name and a pid, but not the namespace that pids are counted in. */
-const namespace = pidNamespace()
-const owner = `${hostname()}:${process.pid}:${randomBytes(6).toString('hex')}${namespace}`
-
-function pidNamespace(): string {
-  try {
-    return `@${readlinkSync('/proc/self/ns/pid').replace(/\D/g, '')}`
-  } catch {
-    return '' // not Linux
-  }
-}
-
-/** True when whoever began it cannot finish it any more: dead on this host, done with it here, or far past its clock. */
-function gone(entry: Entry): boolean {
-  if (Date.now() > entry.since + (entry.timeoutMs ?? 0) + skewMs) return true
-  const [, host, pid, where = namespace] = /^(.*):(\d+):\w+(@\d+)?$/.exec(entry.owner) ?? []
-  if (entry.owner === owner) return !underWay.has(entry.run)
-  if (host !== hostname() || where !== namespace) return false
-  if (Number(pid) === process.pid) return true
-  try {
-    return !process.kill(Number(pid), 0)
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'ESRCH'
-  }
-}
-
-const strictness = new Map<unknown, number>([
-  ['allow', 0],
-  ['ask', 1],
-  ['deny', 2],
-])
-
-function asVerdict(answer: unknown): { verdict: Word; reason?: string } {
-  if (answer === undefined || answer === false) return { verdict: 'allow' }
-  if (answer === true) return { verdict: 'ask' }
-  const said = (typeof answer === 'object' && answer ? answer : { verdict: answer }) as {
-    verdict: Word
-    reason?: string
-  }
-  if (strictness.has(said.verdict)) return said
-  return {
-    verdict: 'ask',
-    reason: `A policy answered ${JSON.stringify(answer)}, which is no verdict, so a person is asked.`,
-  }
+const definitions = new WeakMap<Tool, string>()
+/** What of a tool an approval holds for, canonical: a tool is made once. */
+function definition(tool: Tool): string {
+  const { name, description, input, type, approver, quorum, editable, idempotent } = tool
+  const all = [name, description, input, type, approver, quorum, editable, idempotent]
+  const made = definitions.get(tool) ?? canonical(all)
+  definitions.set(tool, made)
+  return made
 }
 
 /** A changed input, wherever the client put it; an echo equals the model's input or the filled one. */
-function edited(
-  d: Decision,
-  input: unknown,
-  filled: unknown,
-  known: boolean,
-): { input: unknown } | undefined {
-  const next = d.editedInput === undefined && known ? d.input : d.editedInput
-  if (next === undefined || [input, filled].some((v) => canonical(v) === canonical(next)))
-    return undefined
-  return { input: next }
+function edited(d: Decision, inputs: unknown[], known: boolean): { input: unknown } | undefined {
+  const input = d.editedInput === undefined && known ? d.input : d.editedInput
+  const same = (one: unknown) => canonical(one) === canonical(input)
+  return input === undefined || inputs.some(same) ? undefined : { input }
 }
 
 function signable(value: unknown): boolean {
@@ -931,21 +601,11 @@ function signable(value: unknown): boolean {
 export function changedTo(input: unknown): string {
   return `A person changed the input to ${JSON.stringify(input)}.`
 }
-function failed(content: string): Answer {
+function error(content: string): Ended {
   return { outcome: 'error', content }
 }
 function refused(open: string): Answer {
   return { open, refused: true }
-}
-function denied({ reasons }: Checked): { content: string; reason: string } {
-  const reason = reasons.join('; ') || 'no reason given'
-  return { content: `Denied by policy: ${reason}`, reason }
-}
-function expired(at: number): Answer {
-  return { outcome: 'expired', content: `Not executed: this approval expired at ${time(at)}.` }
-}
-function time(at: number): string {
-  return `${new Date(at).toISOString().slice(0, 19)}Z`
 }
 export function words(error: unknown): string {
   try {
@@ -957,9 +617,11 @@ export function words(error: unknown): string {
 /** What a policy or a preview does to its input must not reach the tool. JSON by hand: a tenth of structuredClone. */
 function copy(input: unknown): unknown {
   if (typeof input !== 'object' || input === null) return input === 0 ? 0 : input // signed as 0, so no -0
-  if (Array.isArray(input)) return input.map(copy)
+  if (Array.isArray(input)) return input.map((item) => copy(item))
   if (Object.getPrototypeOf(input) !== Object.prototype) return cloned(input)
-  return Object.fromEntries(Object.entries(input).map(([key, value]) => [key, copy(value)]))
+  const made: Record<string, unknown> = { ...input } // a key __proto__ stays a key
+  for (const key of Object.keys(made)) made[key] = copy(made[key])
+  return made
 }
 function cloned(value: object): unknown {
   try {
@@ -969,26 +631,60 @@ function cloned(value: object): unknown {
   }
 }
 
-/** For a grant answers in a person's place: not where it takes several, or one who did not ask. */
-function takesGrants({ grantable, quorum, approver }: Tool): boolean {
-  return grantable && quorum === 1 && approver !== 'other'
-}
-
 /** The first field whose characters an approver could not see, in the input as it came or as it was filled. */
 function unseen(tool: Tool, ...inputs: unknown[]): string | undefined {
   const open = tool.allowInvisible
   if (open === true) return undefined
-  const entries = inputs.flatMap((input) => Object.entries(input ?? {}))
-  const field = entries.find(
-    ([key, value]) => invisible(key) || (!open.includes(key) && hides(value)),
-  )?.[0]
-  return field === undefined
-    ? undefined
-    : `The field ${JSON.stringify(field)} of ${tool.name} holds invisible or control characters, which whoever approves could not see. Write it without them.`
+  for (const input of inputs)
+    for (const [key, value] of Object.entries(input ?? {}))
+      if (invisible(key) || (!open.includes(key) && hides(value)))
+        return `The field ${JSON.stringify(key)} of ${tool.name} holds invisible or control characters, which whoever approves could not see. Write it without them.`
+  return undefined
 }
 function hides(value: unknown): boolean {
   if (typeof value === 'string') return invisible(value)
   return typeof value === 'object' && value !== null && Object.entries(value).flat().some(hides)
+}
+
+/** What is wrong with `value` as JSON, if anything. `size` counts its values, and its bytes from above. */
+function unsound(value: unknown, size = { bytes: 0, values: 0 }, depth = 0): string | undefined {
+  size.bytes += 30 // any number, its comma, or the marks around what is longer
+  if (typeof value === 'string') size.bytes += 6 * value.length // all of it as \u0000
+  if (typeof value === 'number' && !Number.isFinite(value)) return 'a number in it is too large'
+  if (typeof value !== 'object' || value === null) return undefined
+  if (depth === maxDepth) return `it is nested more than ${maxDepth} levels deep (limit jsonDepth)`
+  if ('toJSON' in value) size.bytes = Number.POSITIVE_INFINITY // whatever it says of itself
+  for (const key in value) {
+    if (key === '__proto__' || key === 'constructor' || key === 'prototype')
+      return `the key ${key} is refused`
+    if (++size.values >= maxValues) return `it has more than ${maxValues} values (limit jsonNodes)`
+    size.bytes += 6 * key.length
+    const problem = unsound(value[key as keyof typeof value], size, depth + 1)
+    if (problem) return problem
+  }
+  return undefined
+}
+
+/** `next` now, or when there is a value. */
+function soon<T, R>(value: Soon<T>, next: (value: T) => Soon<R>): Soon<R> {
+  return isThenable(value) ? Promise.resolve(value).then(next) : next(value)
+}
+/** Promises of other makes too. */
+function isThenable<T>(value: T | PromiseLike<T>): value is PromiseLike<T> {
+  const open = typeof value === 'object' ? value !== null : typeof value === 'function'
+  return open && 'then' in (value as object)
+}
+
+function loader<T>(load: () => Promise<T>): () => Promise<T> {
+  let loaded: Promise<T> | undefined
+  const forget = (error: unknown): never => {
+    loaded = undefined // too many open files, say: the next call tries again
+    throw error
+  }
+  return () => {
+    loaded ??= load().catch(forget)
+    return loaded
+  }
 }
 
 /** No secret, however encoded, is longer in one piece: a cut may leave so much of one unknown. */
@@ -1012,15 +708,4 @@ export function cap(text: string, limit: number, mask?: (text: string) => string
   const end = Buffer.from(final)
   const last = end.subarray(Math.max(0, end.length - tail))
   return `${head}`.replace(/\uFFFD$/, '') + marker + `${last}`.replace(/^\uFFFD+/, '') // what the cut tore
-}
-
-async function within<T>(ms: number, work: T | Promise<T>, clock?: AbortController): Promise<T> {
-  const late = Promise.withResolvers<never>()
-  const end = () => {
-    const error = new Error(`no answer within ${ms} ms`)
-    clock?.abort(error)
-    late.reject(error)
-  }
-  const timer = setTimeout(end, ms)
-  return Promise.race([work, late.promise]).finally(() => clearTimeout(timer))
 }

@@ -20,6 +20,14 @@ export type Id = { nonce: string; kid: string; expires: number; shown: string; m
 /** What the MAC covers besides the id itself. */
 export type Bound = { agent: string; path: string[]; name: string; input: unknown; who: unknown[] }
 
+/** How far the clocks of two servers may be apart. */
+export const skewMs = 60_000
+
+/** Milliseconds that what is kept of a call outlives its approval. */
+export function keptMs(expires: number): number {
+  return expires - Date.now() + 86_400_000
+}
+
 /** 96 random bits, cut from a block: asking the system for each would cost more than the rest of a call. */
 export function nonce(): string {
   if (at === block.length) {
