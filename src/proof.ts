@@ -50,21 +50,26 @@ export function parseId(id: unknown): Id | undefined {
   return { nonce, kid, expires: Number.parseInt(expires, 36) * 1000, shown, mac }
 }
 
+/** `derived`: by purpose the last key that was made of it, and with which salt. */
+type Key = {
+  kid: string
+  key: Buffer
+  derived: Map<string, { salt: string; key: crypto.KeyObject }>
+}
+
 /** Keys over a store: signs, verifies, seals. The first key signs, all verify. */
 export class Authority {
   readonly store: Store
-  readonly #keys: { kid: string; key: Buffer }[]
-  readonly #derived = new Map<string, Buffer>()
+  readonly #keys: [Key, ...Key[]]
   #epoch: Promise<string> | undefined
 
   /** `keys`: 32 bytes each, base64; `undefined` ones are skipped. Throws where a durable store comes without. */
   constructor(store: Store, keys: (string | undefined)[] = []) {
     this.store = available(store)
-    this.#keys = keys.flatMap((text, index) => (text ? [readKey(text, index)] : []))
-    if (this.#keys.length > 0) return
-    if (!(store instanceof MemoryStore))
+    const [first, ...others] = keys.flatMap((text, index) => (text ? [readKey(text, index)] : []))
+    if (!first && !(store instanceof MemoryStore))
       throw badKey('a durable store needs keys: [process.env.DCAF_KEY]')
-    this.#keys.push(processKey)
+    this.#keys = [first ?? processKey, ...others]
   }
 
   /** The store's own random name, made once and cached for signing; `stillIn` reads it again. */
@@ -97,51 +102,32 @@ export class Authority {
   }
 
   async sign(id: { nonce: string; expires: number; shown: string }, bound: Bound): Promise<string> {
-    const { kid, key } = this.#keys[0] as { kid: string; key: Buffer }
-    const mac = this.#mac(key, await this.epoch(), id, bound)
-    return [id.nonce, kid, (id.expires / 1000).toString(36), id.shown, mac].join('.')
+    const [key] = this.#keys
+    const mac = macOf(key, await this.epoch(), id, bound)
+    return [id.nonce, key.kid, (id.expires / 1000).toString(36), id.shown, mac].join('.')
   }
 
   /** The epoch under which the MAC holds; `undefined` where it does not. `fresh`: the epochs this request has read. */
   async verify(id: Id, bound: Bound, fresh = new Set<string>()): Promise<string | undefined> {
+    const keys = this.#keys.filter(({ kid }) => kid === id.kid)
+    const given = Buffer.from(id.mac)
+    const holds = (epoch: string) =>
+      keys.some((key) => crypto.timingSafeEqual(Buffer.from(macOf(key, epoch, id, bound)), given))
     const cached = this.#epoch
     const known = await this.epoch()
-    if (this.#holds(id, bound, known)) return known
-    if (fresh.has(known) || this.#keys.every(({ kid }) => kid !== id.kid)) return undefined
+    if (holds(known)) return known
+    if (fresh.has(known) || keys.length === 0) return undefined
     this.#forget(cached) // another replica may have made it anew
     const now = await this.epoch()
     fresh.add(now) // a request may bring many forged ids
-    return now !== known && this.#holds(id, bound, now) ? now : undefined
-  }
-
-  #holds(id: Id, bound: Bound, epoch: string): boolean {
-    const given = Buffer.from(id.mac)
-    const equals = (key: Buffer) =>
-      crypto.timingSafeEqual(Buffer.from(this.#mac(key, epoch, id, bound)), given)
-    return this.#keys.some(({ kid, key }) => kid === id.kid && equals(key))
-  }
-
-  #mac(key: Buffer, epoch: string, id: Pick<Id, 'nonce' | 'expires' | 'shown'>, b: Bound): string {
-    const what = [id.nonce, id.expires / 1000, id.shown, b.name, b.input]
-    const said = canonical([1, b.agent, b.path, ...what, b.who])
-    const hmac = crypto.createHmac('sha256', this.#derive(key, epoch, 'approval'))
-    return hmac.update(said).digest('base64url').slice(0, 22)
-  }
-
-  #derive(key: Buffer, salt: string, purpose: string): Buffer {
-    const name = `${key.toString('base64')} ${salt} ${purpose}`
-    const made =
-      this.#derived.get(name) ??
-      Buffer.from(crypto.hkdfSync('sha256', key, salt, `dcaf ${purpose} v1`, 32))
-    this.#derived.set(name, made)
-    return made
+    return now !== known && holds(now) ? now : undefined
   }
 
   /** AES-256-GCM: base64url of IV, tag and text. `salt`: the epoch, or '' for what may outlive the store. */
   seal(text: string, associated: unknown, salt: string, purpose: string): string {
-    const { key } = this.#keys[0] as { key: Buffer }
+    const key = derive(this.#keys[0], salt, purpose)
     const iv = crypto.randomBytes(12)
-    const cipher = crypto.createCipheriv('aes-256-gcm', this.#derive(key, salt, purpose), iv)
+    const cipher = crypto.createCipheriv('aes-256-gcm', key, iv)
     cipher.setAAD(Buffer.from(canonical(associated)))
     const body = Buffer.concat([cipher.update(text, 'utf8'), cipher.final()])
     return Buffer.concat([iv, cipher.getAuthTag(), body]).toString('base64url')
@@ -152,8 +138,8 @@ export class Authority {
     const bytes = Buffer.from(sealed, 'base64url')
     // Decoding skips what is no base64url, and bits of the last character: a seal is read in one way only.
     if (bytes.length < 28 || bytes.toString('base64url') !== sealed) return undefined
-    for (const { key } of this.#keys) {
-      const derived = this.#derive(key, salt, purpose)
+    for (const key of this.#keys) {
+      const derived = derive(key, salt, purpose)
       const decipher = crypto.createDecipheriv('aes-256-gcm', derived, bytes.subarray(0, 12))
       decipher.setAAD(Buffer.from(canonical(associated))).setAuthTag(bytes.subarray(12, 28))
       try {
@@ -164,43 +150,52 @@ export class Authority {
   }
 }
 
+const audiences = new WeakMap<unknown[], string>()
+
+function macOf(key: Key, epoch: string, id: Omit<Id, 'kid' | 'mac'>, b: Bound): string {
+  const what = [1, b.agent, b.path, id.nonce, id.expires / 1000, id.shown, b.name, b.input]
+  const who = audiences.get(b.who) ?? canonical(b.who)
+  audiences.set(b.who, who)
+  const hmac = crypto.createHmac('sha256', derive(key, epoch, 'approval'))
+  hmac.update(`${canonical(what).slice(0, -1)},${who}]`) // the audience is the list's last
+  return hmac.digest('base64url').slice(0, 22)
+}
+
+function derive({ key, derived }: Key, salt: string, purpose: string): crypto.KeyObject {
+  const known = derived.get(purpose)
+  if (known?.salt === salt) return known.key
+  const bytes = crypto.hkdfSync('sha256', key, salt, `dcaf ${purpose} v1`, 32)
+  const made = crypto.createSecretKey(Buffer.from(bytes))
+  derived.set(purpose, { salt, key: made })
+  return made
+}
+
 function badKey(problem: string): DcafError {
   return new DcafError('invalid_argument', `${problem}. Make one with: openssl rand -base64 32`)
 }
-function readKey(text: string, index: number): { kid: string; key: Buffer } {
+function readKey(text: string, index: number): Key {
   const key = Buffer.from(text, 'base64')
   if (key.length !== 32)
     throw badKey(`keys[${index}] must be 32 bytes in base64, got ${key.length}`)
-  return { kid: sha256(key).slice(0, 4), key }
+  return { kid: sha256(key).slice(0, 4), key, derived: new Map() }
 }
 const processKey = readKey(crypto.randomBytes(32).toString('base64'), 0)
 
-const known = new WeakMap<Who, unknown[]>()
-const identities = [
-  'tenant_id',
-  'tenant_name',
-  'user_id',
-  'k8s_namespace',
-  'duplo_base_url',
-  'aws_region',
-]
+const known = new WeakMap<Who, [own: unknown[], open: unknown[]]>()
+const ids = ['tenant_id', 'tenant_name', 'user_id', 'k8s_namespace', 'duplo_base_url', 'aws_region']
 
 /** The audience of an approval, as JSON. What `approver` opens to others leaves principal and user out. */
 export function audience(who: Who, approver: Tool['approver']): unknown[] {
-  const c = who.context
-  let list = known.get(who)
-  if (!list) {
-    const scopes = Array.isArray(c.scopes) ? c.scopes.map(scopeOf).sort() : (c.scopes ?? null)
-    const where = [scopes, c.kubeconfig_path ?? null, cluster(c.kubeconfig), who.bound ?? null]
-    list = [
-      who.principal ?? null,
-      who.threadId ?? null,
-      ...identities.map((k) => c[k] ?? null),
-      ...where,
-    ]
-    known.set(who, list)
-  }
-  return approver === 'requester' ? list : list.with(0, null).with(4, null)
+  const made = known.get(who) ?? audienceOf(who)
+  known.set(who, made)
+  return approver === 'requester' ? made[0] : made[1]
+}
+
+function audienceOf({ principal, threadId, context: c, bound }: Who): [unknown[], unknown[]] {
+  const scopes = Array.isArray(c.scopes) ? c.scopes.map(scopeOf).sort() : c.scopes
+  const where = [scopes, c.kubeconfig_path, cluster(c.kubeconfig), bound]
+  const all = [principal, threadId, ...ids.map((key) => c[key]), ...where].map((v) => v ?? null)
+  return [all, all.with(0, null).with(4, null)]
 }
 
 /** Its name where that is all there is beside credentials, which may be renewed; else the rest of it. */
@@ -212,10 +207,8 @@ function scopeOf(scope: unknown): string {
   return named ? name : canonical(Object.fromEntries(rest))
 }
 
-const renewed = [
-  'token',
-  ...['certificate-authority', 'client-certificate', 'client-key'].map((k) => `${k}-data`),
-]
+const certificates = ['certificate-authority', 'client-certificate', 'client-key']
+const renewed = ['token', ...certificates.map((name) => `${name}-data`)]
 /** `token: x` where it can only be a key and its value: not within quotes, `: ` being no part of a bare word. */
 const credential = new RegExp(
   `"[^"\\n]*"|(?<![^\\s{,])(${renewed.join('|')}): +"?[\\w+/=.~-]+"?(?=\\s*(?:[\\n,}]|$))`,
@@ -227,10 +220,8 @@ function cluster(config: unknown): unknown {
   if (typeof config !== 'string') return config ?? null
   const text = Buffer.from(config, 'base64').toString('utf8')
   try {
-    const parsed = JSON.parse(text, (key, v) =>
-      typeof v === 'string' && renewed.includes(key) ? null : v,
-    )
-    return sha256(canonical(parsed))
+    const isRenewed = (key: string, v: unknown) => typeof v === 'string' && renewed.includes(key)
+    return sha256(canonical(JSON.parse(text, (key, v) => (isRenewed(key, v) ? null : v))))
   } catch {} // then it is YAML
   const odd = text.split('\n').some((line) => line.split('"').length % 2 === 0)
   if (odd || /[\\&*|>'!#\ufffd]/.test(text)) return sha256(config)
@@ -245,11 +236,14 @@ export function canonical(value: unknown): string {
   if (Array.isArray(value)) return `[${value.map(canonical).join(',')}]`
   if (typeof (value as { toJSON?: unknown }).toJSON === 'function')
     return canonical(JSON.parse(JSON.stringify(value)))
-  const entries = Object.entries(value).filter(([, v]) => v !== undefined)
-  entries.sort(([a], [b]) => (a < b ? -1 : 1))
-  return `{${entries.map(([k, v]) => `${JSON.stringify(k)}:${canonical(v)}`).join(',')}}`
+  let text = ''
+  for (const key of Object.keys(value).sort()) {
+    const inner = (value as Record<string, unknown>)[key]
+    if (inner !== undefined) text += `,${JSON.stringify(key)}:${canonical(inner)}`
+  }
+  return `{${text.slice(1)}}`
 }
 
 export function sha256(data: string | Buffer): string {
-  return crypto.createHash('sha256').update(data).digest('base64url')
+  return crypto.hash('sha256', data, 'base64url')
 }
