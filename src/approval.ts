@@ -118,6 +118,11 @@ export type Answer =
     }
   | { open: string; fresh?: Call; votes?: number; child?: unknown; refused?: boolean }
 
+export type Proposal =
+  | Answer
+  | { run: () => Answer | Promise<Answer> }
+  | { ask: () => Promise<Answer>; input: unknown }
+
 /** Everything of one run that its gates need. */
 export interface Scope {
   /** The served agent's name. */
@@ -131,10 +136,12 @@ export interface Scope {
   limits: { toolMs: number; approvalTtlMs: number; inputBytes: number; outputBytes: number }
   mask: (text: string) => string
   /** Client gone, deadline, shutdown: stops automatic calls. */
-  signal: AbortSignal
+  signal: AbortSignal | undefined
+  /** Whether any listener hears facts. */
+  watched: boolean
   /** The hard end of a shutdown: beside its own timeout the only thing that stops an approved call. */
   hardSignal: AbortSignal | undefined
-  context(call: { id: string; name: string }, signal: AbortSignal): ToolContext
+  context(call: { id: string; name: string }, signal: () => AbortSignal): ToolContext
   fact(type: string, data: Record<string, unknown>): void
   /** The agent's `afterTool`; never rejects. */
   after:
@@ -205,9 +212,7 @@ export class Gate {
   async propose(
     call: Call,
     grantable: (input: unknown) => boolean = () => true,
-  ): Promise<
-    Answer | { run: () => Promise<Answer> } | { ask: () => Promise<Answer>; input: unknown }
-  > {
+  ): Promise<Proposal> {
     const tool = this.#tools.get(call.name)
     const stop = (reason: string): Answer => {
       this.#scope.fact('ToolCallRefused', { callId: call.id, name: call.name, reason })
@@ -394,7 +399,10 @@ export class Gate {
     const { requiresApproval } = tool
     if (this.#policies.length === 0 && typeof requiresApproval === 'boolean')
       return { verdict: requiresApproval || tool.type === 'command' ? 'ask' : 'allow', reasons: [] }
-    const ctx = this.#scope.context({ id: '', name: tool.name }, this.#scope.signal)
+    const ctx = this.#scope.context(
+      { id: '', name: tool.name },
+      () => this.#scope.signal ?? new AbortController().signal,
+    )
     const own = () =>
       typeof requiresApproval === 'function' ? requiresApproval(copy(input), ctx) : requiresApproval
     const always = () => tool.type === 'command'
@@ -468,8 +476,9 @@ export class Gate {
     if (!tool.preview) return { digest: digest(null) }
     try {
       const clock = new AbortController() // not AbortSignal.timeout: it would live on for all of its time
-      const signal = AbortSignal.any([this.#scope.signal, clock.signal])
-      const ctx = this.#scope.context({ id: '', name }, signal)
+      const outer = this.#scope.signal
+      const signal = outer ? AbortSignal.any([outer, clock.signal]) : clock.signal
+      const ctx = this.#scope.context({ id: '', name }, () => signal)
       const made = await within(this.#timeout(tool), tool.preview(copy(input), ctx), clock)
       const { text, key = text } = typeof made === 'string' ? { text: made } : made
       return { preview: this.#clean(text), digest: digest(key) }
@@ -637,7 +646,7 @@ export class Gate {
     const { who, fact, signal, hardSignal } = this.#scope
     if (hardSignal?.aborted) return { open: 'Not executed: the server is shutting down.' }
     // Asked again here: a slow preview, policy or store came after it was asked first.
-    const stop = () => this.#frozenBy() ?? (signal.aborted ? '' : undefined)
+    const stop = () => this.#frozenBy() ?? (signal?.aborted ? '' : undefined)
     const { id, name, grant } = permit.call
     const by = grant ? `grant:${grant}` : who.principal
     const work: Work = async (finish) => {
@@ -786,7 +795,7 @@ export class Gate {
     if (outer?.aborted) return ended(fail(`${tool.name} was stopped before it began`))
     let given = false
     const work = (async (): Promise<Answer> => {
-      const ctx = context(call, controller.signal)
+      const ctx = context(call, () => controller.signal)
       let result: Result
       try {
         const value = await tool.execute(permit.input, ctx)

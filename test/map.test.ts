@@ -14,6 +14,7 @@ const free = [
   'tool',
   'proof',
   'approval',
+  'messages',
   'agent',
 ]
 const allowed: Record<string, string[]> = {
@@ -24,13 +25,18 @@ const allowed: Record<string, string[]> = {
   tool: ['providers/provider', 'session'],
   proof: ['providers/provider', 'store', 'tool'],
   approval: ['providers/provider', 'mask', 'proof', 'store', 'tool'],
-  agent: ['providers/provider', 'approval', 'mask', 'proof', 'session', 'store', 'tool'],
+  messages: ['providers/provider', 'approval', 'proof'],
+  agent: [
+    ...['providers/provider', 'approval', 'mask', 'messages', 'proof', 'session', 'store', 'tool'],
+    ...['children', 'interceptors', 'sealing', 'strays'],
+  ],
   protocol: ['providers/provider', 'tool'],
   http: [
     'providers/provider',
     'agent',
     'approval',
     'mask',
+    'messages',
     'protocol',
     'session',
     'sessions',
