@@ -38,6 +38,7 @@ import {
   type ModelRequest,
   noUsage,
   type Outcome,
+  type Part,
   type Provider,
   type ToolSpec,
   type Usage,
@@ -303,7 +304,8 @@ export async function run(
   const limit = desk.signal && lateAfter(desk.signal, 1_000) // a model call may not heed it
   desk.late = limit?.late
   try {
-    if (!self.error) await hear(self, input)
+    const isHeard = self.resumed || desk.decisions.size > 0 || input.proposed?.length
+    if (isHeard && !self.error) await hear(self, input)
     if (!self.error) await converse(self)
   } catch (error) {
     await fail(self, error)
@@ -328,12 +330,13 @@ export async function converse(self: Run): Promise<void> {
     if (last?.role === 'assistant') await settle(self, last)
     if (pendingIn(state) || self.loose.length > 0) self.stop = 'approval'
     else if (self.stop) return
-    else if (!last?.parts.length || (last.role === 'assistant' && !talk.callsOf(last).length))
+    else if (!last?.parts.length || (last.role === 'assistant' && !last.parts.some(isCall)))
       self.stop = 'end'
     else if (turn >= limits.turns) self.stop = 'limit'
     if (self.stop) return
     desk.signal?.throwIfAborted()
-    if (desk.modelCalls++ > 0) await status(self, { type: 'thinking' })
+    const said = desk.modelCalls++ > 0 && status(self, { type: 'thinking' })
+    if (said) await said
     const work = think(self)
     const { parts, finishReason } = await (desk.late ? Promise.race([work, desk.late]) : work)
     if (parts.length === 0) self.stop = 'end'
@@ -422,7 +425,10 @@ export class Run {
   readonly fact: Scope['fact']
   /** The switches of the agents above it, and its own. */
   readonly frozen: (() => string | false)[]
-  readonly streams: boolean
+  /** Where somebody reads along: what the model says, as it says it. */
+  readonly onDelta: ((delta: { text: string }) => void | Promise<void>) | undefined
+  /** Hands text of this turn on. */
+  readonly say: Say
   /** The agent's interceptors at work. */
   around: Around | undefined
   /** The state came with the request; else it is the thread. */
@@ -432,8 +438,12 @@ export class Run {
   /** Outcomes of calls that are not in the state, for the model. */
   told: unknown[] = []
   text = ''
-  /** Something was said in this turn. */
+  /** Something was said in this turn; what of it was streamed. */
   speaking = false
+  streamed = ''
+  /** When the model was asked, and when its first piece came; milliseconds. */
+  asked = 0
+  firstToken = 0
   malformed = 0
   stop: Stop | undefined
   stopDetails: object | undefined
@@ -451,7 +461,17 @@ export class Run {
     this.tools = tools
     this.specs = specs
     this.frozen = agent.frozen ? [...frozen, agent.frozen] : frozen
-    this.streams = options.emit !== undefined && path.length === 0
+    this.say = (text) => {
+      this.streamed += text
+      return utter(this, text)
+    }
+    const onDelta = ({ text }: { text: string }): void | Promise<void> => {
+      this.firstToken ||= performance.now()
+      const { around, say } = this
+      if (!around) return say(text)
+      return around.piece?.(text, false, say)
+    }
+    this.onDelta = options.emit && path.length === 0 ? onDelta : undefined
     const listeners = [agent.onEvent ?? [], options.onEvent ?? []].flat()
     this.fact = (type, data) => {
       if (listeners.length > 0) tell(listeners, this, type, data)
@@ -470,9 +490,7 @@ export class Run {
       context: (call, signal) => ({
         platform,
         session,
-        get signal() {
-          return signal()
-        },
+        signal: signal(),
         callId: call.id,
         update,
         delegate: async (child, text) =>
@@ -521,13 +539,15 @@ export function checkAgent(agent: Agent): void {
 /** Throws for a limit that would be none: NaN holds nothing back. */
 function limitsOf(agent: Agent, options: RunOptions = {}): RunLimits {
   if (!agent.limits && !options.limits) return runLimits
-  const limits = { ...runLimits }
-  for (const name of Object.keys(runLimits) as (keyof RunLimits)[]) {
-    const value = options.limits?.[name] ?? agent.limits?.[name] ?? limits[name]
-    if (!Number.isSafeInteger(value) || value < 0)
-      throw wrong(`limits.${name} must be a whole number, got ${value}`)
-    limits[name] = value
-  }
+  const limits: Record<string, number> & RunLimits = { ...runLimits }
+  for (const given of [agent.limits, options.limits] as (Record<string, number> | undefined)[])
+    for (const name in given) {
+      const value = given[name]
+      if (value === undefined || !(name in runLimits)) continue
+      if (!Number.isSafeInteger(value) || value < 0)
+        throw wrong(`limits.${name} must be a whole number, got ${value}`)
+      limits[name] = value
+    }
   return limits
 }
 
@@ -602,7 +622,9 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
   const adopted = typeof given === 'string' && /^[\w.-]{1,64}$/.test(given) ? given : undefined
   desk.runId = state?.runId ?? adopted ?? randomUUID()
   const fresh = state ?? newState(talk.ours(talk.alternating(messages)), desk.runId)
-  const self = await runOf(agent, fresh, { desk, scope })
+  const self = new Run(agent, fresh, { desk, scope }, mask)
+  const equipping = equip(self)
+  if (equipping) await equipping
   self.resumed = state !== undefined
   const reason = 'it was not sealed here for this agent, principal, thread and context'
   if (failure) await fail(self, failure)
@@ -612,22 +634,31 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
 }
 
 /** `above`: what it gets from the one that asked for it. */
-export async function runOf(agent: Agent, state: RunState, above: Above): Promise<Run> {
-  const { desk, scope, path = [] } = above
+export async function childOf(agent: Agent, state: RunState, above: Above): Promise<Run> {
+  const { desk, scope } = above
   const { platform, session, options } = desk
   let { mask } = scope
-  const secrets = path.length > 0 && (await agent.secrets?.({ platform, session }))
+  const secrets = await agent.secrets?.({ platform, session })
   if (secrets) {
     options.onSecrets?.(secrets)
     const own = masker(secretsOf({}, secrets))
     mask = (text) => own(scope.mask(text))
   }
   const self = new Run(agent, state, above, mask)
-  if (agent.requestInterceptors || agent.responseInterceptors)
-    self.around = (await import('./interceptors.ts')).around(self)
-  if (state.calls.some((call) => call.status === 'pending' && call.child !== undefined))
-    await (await import('./children.ts')).reopen(self)
+  await equip(self)
   return self
+}
+
+/** Loads what only some agents and some states need. */
+function equip(self: Run): Promise<void> | undefined {
+  const { requestInterceptors, responseInterceptors } = self.agent
+  const intercepts = requestInterceptors !== undefined || responseInterceptors !== undefined
+  const waits = self.state.calls.some((call) => call.child !== undefined)
+  if (!intercepts && !waits) return undefined
+  return (async () => {
+    if (intercepts) self.around = (await import('./interceptors.ts')).around(self)
+    if (waits) await (await import('./children.ts')).reopen(self)
+  })()
 }
 
 /** One event to all listeners, a copy that nobody can change. */
@@ -687,7 +718,7 @@ async function hear(self: Run, { messages, proposed = [] }: RunInput): Promise<v
   }
   if (desk.decisions.size > 0 || (!resumed && proposed.length > 0))
     await (await import('./strays.ts')).hearStrays(self, proposed)
-  await sayLines(self)
+  if (desk.lines.length > 0) await sayLines(self)
   desk.signal?.throwIfAborted()
   const title = 'Outcome of the calls a person decided'
   const block = told.length > 0 && loose.length === 0 && talk.dataBlock(title, told, scope.mask)
@@ -743,7 +774,6 @@ export function report(
 
 /** What became of the decided calls, once, in the lists they came in. */
 async function sayLines({ desk }: Run): Promise<void> {
-  if (desk.lines.length === 0) return
   const said = desk.lines.splice(0)
   const of = (list: List) => said.filter((line) => line.lists?.includes(list))
   const [calls, commands, approvals] = [of('tool_calls'), of('cmds'), of('approvals')]
@@ -754,43 +784,62 @@ async function sayLines({ desk }: Run): Promise<void> {
 
 // ---------------------------------------------------------------- the calls of a turn
 
+type Turn = Extract<Message, { role: 'assistant' }>
+
 /** Every call of the last reply gets its one result, or waits for a person. */
-async function settle(self: Run, last: Extract<Message, { role: 'assistant' }>): Promise<void> {
-  const { desk, limits, tools, path } = self
+async function settle(self: Run, last: Turn): Promise<void> {
+  const { desk } = self
   const calls = unsettled(self, last)
   if (calls.length === 0) return
-  const proposals = await all(calls.map((call) => propose(self, call)))
+  const judged = calls.map((call) => propose(self, call))
+  const proposals = await all(judged)
   const ready: Ready[] = []
-  for (const [i, proposal] of proposals.entries()) {
-    const call = calls[i] as Call
+  for (let i = 0; i < calls.length; i++) {
+    const [call, proposal] = [calls[i] as Call, proposals[i] as Proposal]
     if ('run' in proposal) ready.push({ call, run: proposal.run })
-    else if ('ask' in proposal) {
-      const no = mayAsk(self, { ...call, input: proposal.input })
-      apply(self, call, no ?? (await proposal.ask()))
-    } else apply(self, call, proposal)
+    else if ('ask' in proposal) await askFor(self, call, proposal)
+    else apply(self, call, proposal)
   }
-  const failure = await pooled(ready, limits.parallel, self)
-  const ran: ExecutedCall[] = []
-  for (const { call } of ready) {
-    const { id, name, input, result = '', outcome } = call
-    const type = tools.get(name)?.type ?? 'tool_call'
-    const line: ExecutedCall = { id, type, name, input, output: result, outcome: outcome ?? 'ok' }
-    if (path.length > 0) line.path = path
-    if (outcome) ran.push(line)
-  }
-  desk.executed.push(...ran)
+  const failure = await pooled(self, ready)
+  const ran = executedIn(self, ready)
   if (failure) throw failure.error
   if (ran.length > 0) await desk.emit({ type: 'executed_tool_calls', executedToolCalls: ran })
-  self.malformed = calls.every((call) => typeof call.input !== 'object') ? self.malformed + 1 : 0
+  const malformed = calls.every((call) => typeof call.input !== 'object')
+  self.malformed = malformed ? self.malformed + 1 : 0
   if (self.malformed > 2) self.stop = 'limit'
 }
 
+async function askFor(self: Run, call: Call, proposal: Extract<Proposal, { ask: unknown }>) {
+  const no = mayAsk(self, { ...call, input: proposal.input })
+  apply(self, call, no ?? (await proposal.ask()))
+}
+
+/** As `Promise.all`; no promise where none is in it. */
+function all<T>(items: (T | Promise<T>)[]): T[] | Promise<T[]> {
+  return items.some((item) => item instanceof Promise) ? Promise.all(items) : (items as T[])
+}
+
+function executedIn({ tools, path, desk }: Run, ready: Ready[]): ExecutedCall[] {
+  const ran: ExecutedCall[] = []
+  for (const { call } of ready) {
+    const { id, name, input, result: output = '', outcome } = call
+    if (!outcome) continue
+    const type = tools.get(name)?.type ?? 'tool_call'
+    const line: ExecutedCall = { id, type, name, input, output, outcome }
+    if (path.length > 0) line.path = path
+    desk.executed.push(line)
+    ran.push(line)
+  }
+  return ran
+}
+
+const isCall = (part: Part) => part.type === 'tool_call'
 /** The calls without a result that no person is waited for. */
-function unsettled(self: Run, last: Extract<Message, { role: 'assistant' }>): Call[] {
+function unsettled(self: Run, { parts, results }: Turn): Call[] {
   const { state, desk } = self
   const calls: Call[] = []
-  for (const part of last.parts) {
-    if (part.type !== 'tool_call' || last.results.some((r) => r.callId === part.id)) continue
+  for (const part of parts) {
+    if (part.type !== 'tool_call' || results.some((r) => r.callId === part.id)) continue
     const { id, name, input } = part
     const known = state.calls.findLast((c) => !c.outcome && (c.part ?? c.id) === id)
     const child = known && desk.children.get(known.id)
@@ -803,33 +852,46 @@ function unsettled(self: Run, last: Extract<Message, { role: 'assistant' }>): Ca
 }
 
 type Ready = { call: Call; run: () => Answer | Promise<Answer> }
+type Failure = { error: unknown }
 
-/** `width` at once. After a failure none is begun, and it returns when those under way have ended. */
-async function pooled(
-  ready: Ready[],
-  width: number,
-  self: Run,
-): Promise<{ error: unknown } | undefined> {
-  const queue = ready.values()
-  let failure: { error: unknown } | undefined
-  const worker = async () => {
-    for (const { call, run } of queue) {
-      if (failure) return
-      try {
-        const { name, input } = call
-        if (call.child === undefined) await status(self, { type: 'tool', name, input })
-        const answer = await run()
-        if (self.desk.fatal && self.tools.get(name)?.agent) throw self.desk.fatal
-        apply(self, call, answer)
-      } catch (error) {
-        failure ??= { error }
-      }
-    }
+/** `limits.parallel` at once. After a failure none is begun, and it returns when those under way have ended. */
+function pooled(self: Run, ready: Ready[]): Failure | undefined | Promise<Failure | undefined> {
+  let next = 0
+  let failure: Failure | undefined
+  const failed = (error: unknown): void => {
+    failure ??= { error }
   }
-  const workers = [worker()]
-  while (workers.length < Math.min(width, ready.length)) workers.push(worker())
-  await Promise.all(workers)
-  return failure
+  const work = (): void | Promise<void> => {
+    for (let one = ready[next++]; one && !failure; one = ready[next++])
+      try {
+        const working = perform(self, one)
+        if (working) return working.catch(failed).then(work)
+      } catch (error) {
+        failed(error)
+      }
+  }
+  const workers: Promise<void>[] = []
+  while (workers.length < Math.max(self.limits.parallel, 1)) {
+    const working = work()
+    if (!working) break
+    workers.push(working)
+  }
+  return workers.length > 0 ? Promise.all(workers).then(() => failure) : failure
+}
+
+/** A promise only where something is waited for. */
+function perform(self: Run, { call, run }: Ready): void | Promise<void> {
+  const done = (answer: Answer): void => {
+    if (self.desk.fatal && self.tools.get(call.name)?.agent) throw self.desk.fatal
+    apply(self, call, answer)
+  }
+  const act = (): void | Promise<void> => {
+    const answer = run()
+    return answer instanceof Promise ? answer.then(done) : done(answer)
+  }
+  const { name, input } = call
+  const said = call.child === undefined && status(self, { type: 'tool', name, input })
+  return said ? said.then(act) : act()
 }
 
 function propose(self: Run, call: Call): Proposal | Promise<Proposal> {
@@ -907,54 +969,56 @@ function refuseAll({ state }: Run, content: string): void {
 
 /** One model call between its interceptors. */
 async function think(self: Run): Promise<ModelReply> {
-  const { agent, desk, scope, streams, around } = self
-  const { provider } = agent
+  const { agent, desk, scope, around, onDelta } = self
+  const { signal } = desk
   let request = requestOf(self)
   if (agent.systemContext || agent.visibleContext) await addContext(self, request)
   if (around) request = await around.request(request)
-  const started = performance.now()
-  let firstTokenMs: number | undefined
-  let streamed = ''
   self.speaking = false
-  const live = streams && (!around || around.piece !== undefined)
-  const say: Say = (text) => {
-    streamed += text
-    return utter(self, text)
-  }
-  const onDelta = ({ text }: { text: string }): void | Promise<void> => {
-    firstTokenMs ??= performance.now() - started
-    if (live) return around?.piece ? around.piece(text, false, say) : say(text)
-  }
-  const told = (more: Record<string, unknown>): void => {
-    const body = () => JSON.parse(scope.mask(JSON.stringify(provider.render(request)) ?? 'null'))
-    const { name, model } = provider
-    const durationMs = performance.now() - started
-    const first = firstTokenMs === undefined ? {} : { firstTokenMs }
-    self.fact('ModelCalled', { provider: name, model, durationMs, ...first, ...more, body })
-  }
+  self.streamed = ''
+  self.firstToken = 0
+  self.asked = performance.now()
   let reply: ModelReply
   try {
-    reply = await provider.complete(request, { signal: desk.signal, ...(streams && { onDelta }) })
+    reply = await agent.provider.complete(request, onDelta ? { signal, onDelta } : { signal })
   } catch (error) {
-    const isOver = desk.signal?.aborted
-    const failure = isOver ? aborted(desk.signal) : toError(error, 'provider_error')
-    told({ error: failure.code })
+    const failure = signal?.aborted ? aborted(signal) : toError(error, 'provider_error')
+    modelCalled(self, request, { error: failure.code })
     throw failure
   }
   const { usage, finishReason, raw } = reply
-  for (const key in desk.usage) desk.usage[key as keyof Usage] += usage[key as keyof Usage]
+  add(desk.usage, usage)
   if (scope.watched) {
     const { requestId } = (raw ?? {}) as { requestId?: string }
-    told({ usage, finishReason, requestId, raw })
+    modelCalled(self, request, { usage, finishReason, requestId, raw })
   }
-  const parts = reply.parts.map((part) => (part.type === 'tool_call' ? talk.renamed(part) : part))
+  const parts: Part[] = []
+  for (const part of reply.parts) parts.push(part.type === 'tool_call' ? talk.renamed(part) : part)
   reply = { ...reply, parts }
-  const text = talk.textOf(parts)
-  if (live && !streamed && text) await (around?.piece ? around.piece(text, false, say) : say(text))
-  if (live && around?.piece) await around.piece('', true, say)
-  if (around) reply = await around.reply(reply, live ? streamed : undefined)
+  const live = onDelta && (!around || around.piece)
+  const unsaid = live && !self.streamed ? talk.textOf(parts) : ''
+  if (unsaid) await onDelta?.({ text: unsaid })
+  if (live && around?.piece) await around.piece('', true, self.say)
+  if (around) reply = await around.reply(reply, live ? self.streamed : undefined)
   if (!live) await utter(self, talk.textOf(reply.parts))
   return reply
+}
+
+function add(sum: Usage, usage: Usage): void {
+  sum.inputTokens += usage.inputTokens
+  sum.outputTokens += usage.outputTokens
+  sum.cacheReadTokens += usage.cacheReadTokens
+  sum.cacheWriteTokens += usage.cacheWriteTokens
+}
+
+function modelCalled(self: Run, request: ModelRequest, more: Record<string, unknown>): void {
+  const { agent, asked, firstToken, scope } = self
+  const { name, model } = agent.provider
+  const durationMs = performance.now() - asked
+  const first = firstToken > 0 && { firstTokenMs: firstToken - asked }
+  const rendered = () => JSON.stringify(agent.provider.render(request)) ?? 'null'
+  const body = () => JSON.parse(scope.mask(rendered()))
+  self.fact('ModelCalled', { provider: name, model, durationMs, ...first, ...more, body })
 }
 
 function requestOf({ agent, state, specs, told }: Run): ModelRequest {
@@ -992,7 +1056,7 @@ function utter(self: Run, text: string): void | Promise<void> {
   const out = self.text && !self.speaking ? `\n\n${text}` : text
   self.speaking = true
   self.text += out
-  if (self.streams) return self.desk.emit({ type: 'text_delta', text: out })
+  if (self.onDelta) return self.desk.emit({ type: 'text_delta', text: out })
 }
 
 type Doing = { type: 'thinking' } | { type: 'tool'; name: string; input: unknown }
@@ -1023,9 +1087,9 @@ async function fail(self: Run, error: unknown): Promise<void> {
 
 async function conclude(self: Run): Promise<RunResult> {
   const { desk, state, scope, agent } = self
-  await sayLines(self).catch((error) => fail(self, error))
+  if (desk.lines.length > 0) await sayLines(self).catch((error) => fail(self, error))
   if (scope.askers.size > 0) state.askers = [...scope.askers]
-  const calls = [...waiting(self)].map(({ call }) => call)
+  const calls = pendingIn(state) ? [...waiting(self)].map(({ call }) => call) : []
   const pending = [...calls, ...self.loose].map((call) => shown(agent, call))
   if (pending.length > 0 && self.stop === 'approval') {
     await ask(self, pending).catch((error) => fail(self, error))
@@ -1203,8 +1267,4 @@ function isJson(value: unknown): boolean {
   if (value === null || Array.isArray(value)) return value === null || value.every(isJson)
   const plain = [Object.prototype, null].includes(Object.getPrototypeOf(value))
   return plain && !('toJSON' in value) && Object.values(value).every(isJson)
-}
-/** As `Promise.all`; no promise where none is in it. */
-function all<T>(items: (T | Promise<T>)[]): T[] | Promise<T[]> {
-  return items.some((item) => item instanceof Promise) ? Promise.all(items) : (items as T[])
 }

@@ -4,12 +4,12 @@
 import {
   type Agent,
   checkAgent,
+  childOf,
   converse,
   InterceptorError,
   newState,
   type Run,
   type RunState,
-  runOf,
   toError,
 } from './agent.ts'
 import { paused, words } from './approval.ts'
@@ -36,7 +36,7 @@ export async function delegate(
   let child = children.get(call.id)
   children.delete(call.id) // from here on it is this call's alone
   try {
-    child ??= await runOf(agent, state, { ...parent, path })
+    child ??= await childOf(agent, state, { ...parent, path })
     await converse(child)
   } catch (error) {
     const { mask } = (child ?? parent).scope
@@ -63,6 +63,6 @@ export async function reopen(parent: Run): Promise<void> {
     const state = call.child as RunState
     state.rejected = parent.state.rejected
     const path = [...parent.path, call.name]
-    parent.desk.children.set(call.id, await runOf(agent, state, { ...parent, path }))
+    parent.desk.children.set(call.id, await childOf(agent, state, { ...parent, path }))
   }
 }

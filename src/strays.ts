@@ -5,13 +5,13 @@
 import {
   type Agent,
   agentAt,
+  childOf,
   digest,
   newState,
   type Run,
   type RunInput,
   type RunState,
   report,
-  runOf,
   undecided,
   waiting,
 } from './agent.ts'
@@ -94,7 +94,7 @@ async function runAt(self: Run, path: string[] = []): Promise<Run | undefined> {
     const child = at.tools.get(name)?.agent as Agent | undefined
     if (!child) return undefined
     const state = newState([], at.state.runId)
-    at = await runOf(child, state, { ...at, path: [...at.path, name] })
+    at = await childOf(child, state, { ...at, path: [...at.path, name] })
   }
   return at
 }
