@@ -1,7 +1,7 @@
 // The loop: one model call plus tools, again and again, until there is an answer or a person must decide.
 // Knows no HTTP and no vendor. All state of a run is in the run; an Agent is a plain object that many runs share.
-// Beside it, loaded when first needed: interceptors.ts, children.ts (agents as tools), strays.ts (decisions on calls that
-// no state holds), sealing.ts (the state as a client carries it).
+// Beside it, loaded when first needed: facts.ts (events for listeners), interceptors.ts, children.ts (agents as tools),
+// strays.ts (decisions on calls that no state holds), sealing.ts (the state as a client carries it).
 
 import { randomUUID } from 'node:crypto'
 import {
@@ -27,7 +27,6 @@ import {
   platformContext,
   secretKeys,
   secretsOf,
-  tracing,
 } from './mask.ts'
 import * as talk from './messages.ts'
 import { Authority, canonical, sha256 } from './proof.ts'
@@ -421,8 +420,10 @@ export class Run {
   readonly specs: ToolSpec[]
   readonly scope: Scope
   readonly gate: Gate
-  /** Tells the listeners, if there are any (`scope.watched`). */
+  /** Tells the listeners, if there are any (`scope.watched`); facts.ts knows how. */
   readonly fact: Scope['fact']
+  readonly listeners: Listener[]
+  tell: Scope['fact'] | undefined
   /** The switches of the agents above it, and its own. */
   readonly frozen: (() => string | false)[]
   /** Where somebody reads along: what the model says, as it says it. */
@@ -472,10 +473,8 @@ export class Run {
       return around.piece?.(text, false, say)
     }
     this.onDelta = options.emit && path.length === 0 ? onDelta : undefined
-    const listeners = [agent.onEvent ?? [], options.onEvent ?? []].flat()
-    this.fact = (type, data) => {
-      if (listeners.length > 0) tell(listeners, this, type, data)
-    }
+    this.listeners = [agent.onEvent ?? [], options.onEvent ?? []].flat()
+    this.fact = (type, data) => this.tell?.(type, data)
     const update: ToolContext['update'] = (text, content = {}) => {
       const event = { type: 'intermittent_update' as const, text: mask(text) }
       quietly(() => desk.emit({ ...event, content: masked(content, mask) }))
@@ -485,7 +484,7 @@ export class Run {
       limits: this.limits,
       mask,
       fact: this.fact,
-      watched: listeners.length > 0,
+      watched: this.listeners.length > 0,
       after: agent.afterTool && afterTool(agent.afterTool),
       context: (call, signal) => ({
         platform,
@@ -654,29 +653,13 @@ function equip(self: Run): Promise<void> | undefined {
   const { requestInterceptors, responseInterceptors } = self.agent
   const intercepts = requestInterceptors !== undefined || responseInterceptors !== undefined
   const waits = self.state.calls.some((call) => call.child !== undefined)
-  if (!intercepts && !waits) return undefined
+  const { watched } = self.scope
+  if (!watched && !intercepts && !waits) return undefined
   return (async () => {
+    if (watched) self.tell = (await import('./facts.ts')).teller(self)
     if (intercepts) self.around = (await import('./interceptors.ts')).around(self)
     if (waits) await (await import('./children.ts')).reopen(self)
   })()
-}
-
-/** One event to all listeners, a copy that nobody can change. */
-function tell(listeners: Listener[], self: Run, type: string, data: Record<string, unknown>): void {
-  const { desk, path, agent, scope } = self
-  const { threadId } = scope.who
-  const event: RunFact = {
-    ...tracing(desk.platform),
-    type,
-    timestamp: new Date().toISOString(),
-    runId: desk.runId,
-    ...(threadId && { threadId }),
-    agent: agent.name,
-    ...(path.length > 0 && { path }),
-  }
-  for (const key in data) event[key] = frozenCopy(data[key])
-  Object.freeze(event)
-  for (const listener of listeners) quietly(() => listener(event))
 }
 
 function afterTool(act: NonNullable<Agent['afterTool']>): NonNullable<Scope['after']> {
@@ -1236,25 +1219,10 @@ function wrong(problem: string): DcafError {
 }
 
 /** What throws or rejects hurts nobody. */
-function quietly(act: () => unknown): void {
+export function quietly(act: () => unknown): void {
   try {
     Promise.resolve(act()).catch(() => {})
   } catch {}
-}
-
-/** A copy that nobody can change; what cannot be copied is taken as it is. */
-function frozenCopy<T>(value: T): T {
-  if (typeof value !== 'object') return value
-  try {
-    return frozen(structuredClone(value))
-  } catch {
-    return value
-  }
-}
-function frozen<T>(value: T): T {
-  if (typeof value !== 'object' || value === null || Object.isFrozen(value)) return value
-  Object.values(Object.freeze(value)).forEach(frozen)
-  return value
 }
 
 export function masked<T>(value: T, mask: Mask): T {

@@ -28,7 +28,7 @@ const allowed: Record<string, string[]> = {
   messages: ['providers/provider', 'approval', 'proof'],
   agent: [
     ...['providers/provider', 'approval', 'mask', 'messages', 'proof', 'session', 'store', 'tool'],
-    ...['children', 'interceptors', 'sealing', 'strays'],
+    ...['children', 'facts', 'interceptors', 'sealing', 'strays'],
   ],
   protocol: ['providers/provider', 'tool'],
   http: [
