@@ -10,7 +10,6 @@ import {
   authorityOf,
   type ChatMessage,
   checkAgent,
-  dataBlock,
   type ExecutedCall,
   inTime,
   type Listener,
@@ -35,6 +34,7 @@ import {
   tracing,
   unsound,
 } from './mask.ts'
+import { dataBlock } from './messages.ts'
 import * as wire from './protocol.ts'
 import { DcafError, type ErrorCode, noUsage } from './providers/provider.ts'
 import { Session } from './session.ts'

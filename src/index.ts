@@ -1,8 +1,10 @@
 // The only barrel. Loads no provider, no store that needs a client, and nothing of AWS.
 
-export * from './agent.ts'
+export type * from './agent.ts'
+export { checkAgent, InterceptorError, newState, run, runLimits } from './agent.ts'
 export * from './approval.ts'
 export * from './audit.ts'
+export * from './decide.ts'
 export * from './door.ts'
 export * from './grants.ts'
 export * from './http.ts'
@@ -12,5 +14,6 @@ export * from './providers/provider.ts'
 export * from './session.ts'
 export * from './state.ts'
 export * from './store.ts'
+export * from './stream.ts'
 export * from './subagent.ts'
 export * from './tool.ts'

@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
+import { unverified } from '../src/approval.ts'
 import {
   approve,
   approveAll,
@@ -10,8 +11,7 @@ import {
   type RunResult,
   reject,
   run,
-} from '../src/agent.ts'
-import { unverified } from '../src/approval.ts'
+} from '../src/index.ts'
 import { scripted } from '../src/providers/scripted.ts'
 import { desk, dropTool, idOf, type Json } from './desk.ts'
 

@@ -2,6 +2,8 @@
 
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { cap } from '../src/approval.ts'
+import { grantBook } from '../src/grants.ts'
 import {
   type Agent,
   approve,
@@ -11,9 +13,7 @@ import {
   reject,
   resume,
   run,
-} from '../src/agent.ts'
-import { cap } from '../src/approval.ts'
-import { grantBook } from '../src/grants.ts'
+} from '../src/index.ts'
 import { audience } from '../src/proof.ts'
 import { DcafError } from '../src/providers/provider.ts'
 import { type ScriptFunction, scripted } from '../src/providers/scripted.ts'

@@ -4,8 +4,8 @@ import { appendFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
-import { approveAll, type RunFact, reject } from '../src/agent.ts'
 import { audit, linesOf, verifyAudit } from '../src/audit.ts'
+import { approveAll, type RunFact, reject } from '../src/index.ts'
 import { desk, idOf, type Json } from './desk.ts'
 
 function trail(t: TestContext): string {

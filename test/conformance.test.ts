@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { type TestContext, test } from 'node:test'
+import type { ChatOptions } from '../src/http.ts'
 import {
   type Agent,
   approve,
@@ -13,8 +14,7 @@ import {
   reject,
   resume,
   run,
-} from '../src/agent.ts'
-import type { ChatOptions } from '../src/http.ts'
+} from '../src/index.ts'
 import { scripted } from '../src/providers/scripted.ts'
 import { memoryStore } from '../src/store.ts'
 import { agentTool } from '../src/subagent.ts'

@@ -1,5 +1,6 @@
 // An agent with one gated tool, asked through `run` and `resume`; what ran, what was said of it and what is in the store.
 
+import type { Decision } from '../src/approval.ts'
 import {
   type Agent,
   type RunFact,
@@ -7,8 +8,7 @@ import {
   type RunResult,
   resume,
   run,
-} from '../src/agent.ts'
-import type { Decision } from '../src/approval.ts'
+} from '../src/index.ts'
 import { type ScriptFunction, scripted } from '../src/providers/scripted.ts'
 import { memoryStore } from '../src/store.ts'
 import { type Tool, type ToolContext, tool } from '../src/tool.ts'

@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
+import type { GrantRequest } from '../src/approval.ts'
+import { type GrantBook, type GrantOptions, grantBook, grantScope } from '../src/grants.ts'
 import {
   type Agent,
   approve,
@@ -8,9 +10,7 @@ import {
   type RunOptions,
   type RunResult,
   reject,
-} from '../src/agent.ts'
-import type { GrantRequest } from '../src/approval.ts'
-import { type GrantBook, type GrantOptions, grantBook, grantScope } from '../src/grants.ts'
+} from '../src/index.ts'
 import { scripted } from '../src/providers/scripted.ts'
 import { memoryStore } from '../src/store.ts'
 import type { Tool } from '../src/tool.ts'

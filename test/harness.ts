@@ -4,9 +4,9 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import type { TestContext } from 'node:test'
 import { request } from 'undici'
-import type { Agent } from '../src/agent.ts'
 import type { Handler } from '../src/door.ts'
 import { type AgentFunction, type ChatOptions, chatHandler } from '../src/http.ts'
+import type { Agent } from '../src/index.ts'
 
 // biome-ignore lint/suspicious/noExplicitAny: answers of the wire, read field by field
 export type Json = Record<string, any>

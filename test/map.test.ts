@@ -14,6 +14,7 @@ const free = [
   'tool',
   'proof',
   'approval',
+  'messages',
   'agent',
 ]
 const allowed: Record<string, string[]> = {
@@ -39,13 +40,18 @@ const allowed: Record<string, string[]> = {
   ledger: ['approval', 'proof', 'store'],
   opinions: ['approval', 'proof', 'tool'],
   trust: ['approval', 'ledger', 'proof', 'tool'],
-  agent: ['providers/provider', 'approval', 'mask', 'proof', 'session', 'store', 'tool'],
+  messages: ['providers/provider', 'approval', 'proof'],
+  agent: [
+    ...['providers/provider', 'approval', 'mask', 'messages', 'proof', 'session', 'store', 'tool'],
+    ...['children', 'facts', 'interceptors', 'sealing', 'strays'],
+  ],
   protocol: ['providers/provider', 'tool'],
   http: [
     'providers/provider',
     'agent',
     'approval',
     'mask',
+    'messages',
     'protocol',
     'session',
     'sessions',

@@ -20,9 +20,9 @@ import { basename, join, relative } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import { pathToFileURL } from 'node:url'
 import { promisify } from 'node:util'
-import { coreFiles, count, reaches } from '../scripts/lines.ts'
-import { runLimits } from '../src/agent.ts'
+import { coreFiles, count, lateFiles, reaches } from '../scripts/lines.ts'
 import { serverOptions } from '../src/door.ts'
+import { runLimits } from '../src/index.ts'
 import { defaultTimeouts } from '../src/providers/limits.ts'
 import type { Json } from './harness.ts'
 import { root, snippetsOf, textOf, written } from './snippets.ts'
@@ -111,21 +111,36 @@ test('what one copies is enough: the core, the shared words and one provider', a
   const folder = mkdtempSync(join(tmpdir(), 'dcaf-copy-'))
   t.after(() => rmSync(folder, { recursive: true }))
   const provider = ['provider', 'scripted'].map((name) => join(root, `src/providers/${name}.ts`))
-  for (const file of [...coreFiles(), ...provider]) cpSync(file, join(folder, relative(root, file)))
+  for (const file of [...coreFiles(), ...lateFiles(), ...provider])
+    cpSync(file, join(folder, relative(root, file)))
   mkdirSync(join(folder, 'node_modules'))
   symlinkSync(join(root, 'node_modules/typebox'), join(folder, 'node_modules/typebox'))
   writeFileSync(join(folder, 'package.json'), '{ "type": "module" }')
   writeFileSync(
     join(folder, 'main.ts'),
-    `import { chatHandler } from './src/http.ts'
+    `import { createServer } from 'node:http'
+import { chatHandler } from './src/http.ts'
 import { tool } from './src/tool.ts'
 import { scripted } from './src/providers/scripted.ts'
-const stop = tool({ name: 'stop', description: 'Stop', input: '{}', execute: () => 'stopped' })
-const chat = chatHandler({ name: 'ops', provider: scripted([]), tools: [stop] })
-console.log(typeof chat)`,
+const stop = tool({ name: 'stop', description: 'Stop', input: '{}', requiresApproval: true, execute: () => 'stopped' })
+const provider = scripted([{ calls: [{ name: 'stop', input: {} }] }, 'It is stopped.'])
+const chat = chatHandler({ name: 'ops', provider, tools: [stop] }, { log: () => {} })
+const server = createServer(chat).listen(0, '127.0.0.1', async () => {
+  const ask = async (...messages) => {
+    const headers = { 'content-type': 'application/json' }
+    const url = 'http://127.0.0.1:' + server.address().port + '/api/chat'
+    return (await fetch(url, { method: 'POST', headers, body: JSON.stringify({ messages }) })).json()
+  }
+  const user = { role: 'user', content: 'Stop it' }
+  const asked = await ask(user)
+  const [call] = asked.data.tool_calls
+  const yes = { role: 'user', content: '', data: { tool_calls: [{ ...call, execute: true }] } }
+  console.log((await ask(user, asked, yes)).content)
+  server.close()
+})`,
   )
   const { stdout } = await promisify(execFile)(process.execPath, ['main.ts'], { cwd: folder, env })
-  assert.equal(stdout, 'function\n')
+  assert.equal(stdout, 'It is stopped.\n')
 })
 
 describe('every command it shows', () => {
@@ -246,6 +261,7 @@ test('the figures are those of npm run lines, give or take a hundred', () => {
   assert.ok(most <= 200, `a file of a provider has ${most} lines`)
   const rows: [string, number][] = [
     ['the core: what `src/http.ts` imports, without providers', sum(coreFiles())],
+    ['what the core loads when something first needs it', sum(lateFiles())],
     ['what the HTTP providers share: `wire.ts` and what it imports', sum(shared)],
     ['a file of a provider, at most', 200],
     ['Bedrock, its six files together', sum(bedrock)],

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { type Agent, type RunState, run } from '../src/agent.ts'
 import type { Status } from '../src/approval.ts'
+import { type Agent, type RunState, run } from '../src/index.ts'
 import { DcafError } from '../src/providers/provider.ts'
 import { scripted } from '../src/providers/scripted.ts'
 import {

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
+import { grantBook } from '../src/grants.ts'
 import {
   type Agent,
   approve,
@@ -12,8 +13,7 @@ import {
   reject,
   resume,
   run,
-} from '../src/agent.ts'
-import { grantBook } from '../src/grants.ts'
+} from '../src/index.ts'
 import { DcafError } from '../src/providers/provider.ts'
 import { scripted } from '../src/providers/scripted.ts'
 import { memoryStore } from '../src/store.ts'

@@ -12,8 +12,8 @@ import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/
 import { InMemoryTransport } from '@modelcontextprotocol/sdk/inMemory.js'
 import { McpServer } from '@modelcontextprotocol/sdk/server/mcp.js'
 import * as z from 'zod'
-import { type Agent, approveAll, resume, run } from '../../src/agent.ts'
 import { type McpClient, type McpOptions, mcpTools } from '../../src/bridges/mcp.ts'
+import { type Agent, approveAll, resume, run } from '../../src/index.ts'
 import { scripted } from '../../src/providers/scripted.ts'
 
 const everything = createRequire(import.meta.url).resolve(

@@ -14,8 +14,8 @@ import {
   InMemorySpanExporter,
   SimpleSpanProcessor,
 } from '@opentelemetry/sdk-trace-base'
-import { type Agent, approveAll, resume, run } from '../../src/agent.ts'
 import { otel } from '../../src/bridges/otel.ts'
+import { type Agent, approveAll, resume, run } from '../../src/index.ts'
 import { scripted } from '../../src/providers/scripted.ts'
 import { tool } from '../../src/tool.ts'
 

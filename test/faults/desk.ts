@@ -3,7 +3,7 @@
 
 import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Agent } from '../../src/agent.ts'
+import type { Agent } from '../../src/index.ts'
 import type { ModelRequest } from '../../src/providers/provider.ts'
 import { type ScriptEntry, scripted } from '../../src/providers/scripted.ts'
 import { tool } from '../../src/tool.ts'

@@ -4,6 +4,7 @@
 
 import assert from 'node:assert/strict'
 import { describe, type TestContext, test } from 'node:test'
+import type { Decision } from '../../src/approval.ts'
 import {
   type Agent,
   approve,
@@ -14,8 +15,7 @@ import {
   reject,
   resume,
   run,
-} from '../../src/agent.ts'
-import type { Decision } from '../../src/approval.ts'
+} from '../../src/index.ts'
 import { DcafError } from '../../src/providers/provider.ts'
 import { memoryStore, type Store } from '../../src/store.ts'
 import { type Fault, faultyStore } from '../faulty-store.ts'

@@ -2,7 +2,7 @@
 // needs none; everything else is answered `ok`. What was done is told before anything else can happen.
 
 import { randomBytes } from 'node:crypto'
-import type { Agent } from '../../src/agent.ts'
+import type { Agent } from '../../src/index.ts'
 import { type ScriptEntry, scripted } from '../../src/providers/scripted.ts'
 import { type ToolContext, tool } from '../../src/tool.ts'
 
