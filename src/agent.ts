@@ -489,7 +489,9 @@ export class Run {
       context: (call, signal) => ({
         platform,
         session,
-        signal: signal(),
+        get signal() {
+          return signal()
+        },
         callId: call.id,
         update,
         delegate: async (child, text) =>
