@@ -75,13 +75,7 @@ export type List = 'tool_calls' | 'approvals' | 'cmds'
 /** `until` is RFC 3339; `where` must deep-equal these keys of an input. */
 export type GrantRequest = { where?: Record<string, unknown>; until?: string; max_uses?: number }
 /** `agent`: the served one; `path`: the agent tools from there to whose call it is. */
-export type GrantCall = {
-  agent: string
-  path?: string[]
-  name: string
-  input: unknown
-  audience: unknown[]
-}
+export type GrantCall = Omit<Bound, 'path' | 'who'> & { path?: string[]; audience: unknown[] }
 /** What grants.ts makes over a store. Both reject when the store is down. */
 export interface Grants {
   /** The id of a grant that covers the call, its use counted; `undefined` where none does. */
@@ -230,8 +224,8 @@ export class Gate {
   /** A person's word on a call. */
   async decide(found: Said | undefined, d: Decision): Promise<Answer> {
     const answer = await this.#weigh(found, d)
-    const name = found?.name ?? d.known?.name ?? d.name
-    const call = { id: `${d.id.split('.', 1)[0]}`, name }
+    const [id = ''] = d.id.split('.', 1)
+    const call = { id, name: found?.name ?? d.known?.name ?? d.name }
     const { outcome, open, votes }: Partial<Ended & Open> = answer
     if (outcome === 'expired') this.fact('ToolCallExpired', call)
     if (open) this.fact('ToolCallRefused', call, { reason: open })
@@ -324,8 +318,7 @@ export class Gate {
   }
 
   fact(type: string, call: Named, more?: Record<string, unknown>): void {
-    const { watched, fact } = this.scope
-    if (watched) fact(type, { callId: call.id, name: call.name, ...more })
+    if (this.scope.watched) this.scope.fact(type, { callId: call.id, name: call.name, ...more })
   }
 
   /** Says of a call that it does not run, and gives back what became of it. */
@@ -439,7 +432,7 @@ export class Gate {
 
   // ------------------------------------------------------------ once
 
-  async #once(one: Case, leave: Permit, prefix = ''): Promise<Answer> {
+  async #once(one: Case, leave: Permit, note = ''): Promise<Answer> {
     const { who, signal, hardSignal } = this.scope
     if (hardSignal?.aborted) return { open: 'Not executed: the server is shutting down.' }
     // Asked again here: a slow preview, policy or store came after it was asked first.
@@ -447,8 +440,8 @@ export class Gate {
     const { grant } = leave.call
     const by = grant ? `grant:${grant}` : who.principal
     const act: Act = async (finish) => {
-      const record = (end: Result) =>
-        finish({ outcome: end.outcome, output: prefix + end.content, by })
+      const record = ({ outcome, content }: Result) =>
+        finish({ outcome, output: note + content, by })
       this.fact('ToolCallApproved', leave.call, { approvedBy: by, ...(grant && { grant }) })
       let late = false
       const answer = await this.#execute(leave, (work) => {
@@ -458,7 +451,7 @@ export class Gate {
       })
       if (!('outcome' in answer)) return answer
       if (!late) await record(answer)
-      return { ...answer, content: prefix + answer.content }
+      return { ...answer, content: note + answer.content }
     }
     return (await ledger()).begin(this, one, act, stop)
   }

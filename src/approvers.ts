@@ -3,7 +3,8 @@
 
 import type { Call, Case, Gate, GrantCall, GrantRequest, Scope } from './approval.ts'
 import { unverified, words } from './approval.ts'
-import { audience, keptMs } from './proof.ts'
+import { keptMs } from './ledger.ts'
+import { audience } from './proof.ts'
 import { DcafError } from './providers/provider.ts'
 import type { Tool } from './tool.ts'
 

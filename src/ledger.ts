@@ -7,7 +7,7 @@ import { readlinkSync } from 'node:fs'
 import { hostname } from 'node:os'
 import type { Act, Answer, Call, Case, Done, Ended, Gate } from './approval.ts'
 import { changedTo, unverified, words } from './approval.ts'
-import { keptMs, parseId, skewMs } from './proof.ts'
+import { parseId } from './proof.ts'
 import type { Store } from './store.ts'
 
 type Entry = Partial<Done> & {
@@ -17,6 +17,14 @@ type Entry = Partial<Done> & {
   run: number
   since: number
   timeoutMs?: number
+}
+
+/** How far the clocks of two servers may be apart. */
+const skewMs = 60_000
+
+/** Milliseconds that what is kept of a call outlives its approval. */
+export function keptMs(expires: number): number {
+  return expires - Date.now() + 86_400_000
 }
 
 const running = new WeakMap<Store, Map<string, Promise<Answer>>>()

@@ -1,6 +1,6 @@
-// Signed ids and sealed texts: who issued this, for whom, for exactly what. Knows no tool's code and runs nothing.
+// Signed ids: who issued this, for whom, for exactly what. Knows no tool's code and runs nothing.
 // Covers: forged, moved and altered ids, another server's ids, key rotation. Does not cover: a stolen key.
-// HMAC-SHA256 over RFC 8785 JSON; keys by HKDF (RFC 5869) salted with the store's epoch; AES-256-GCM for sealing.
+// HMAC-SHA256 over RFC 8785 JSON; keys by HKDF (RFC 5869) salted with the store's epoch.
 
 import * as crypto from 'node:crypto'
 import { DcafError } from './providers/provider.ts'
@@ -20,25 +20,14 @@ export type Id = { nonce: string; kid: string; expires: number; shown: string; m
 /** What the MAC covers besides the id itself. */
 export type Bound = { agent: string; path: string[]; name: string; input: unknown; who: unknown[] }
 
-/** How far the clocks of two servers may be apart. */
-export const skewMs = 60_000
-
-/** Milliseconds that what is kept of a call outlives its approval. */
-export function keptMs(expires: number): number {
-  return expires - Date.now() + 86_400_000
-}
-
 /** 96 random bits, cut from a block: asking the system for each would cost more than the rest of a call. */
 export function nonce(): string {
-  if (at === block.length) {
-    block = crypto.randomBytes(1536)
-    at = 0
-  }
-  at += 12
-  return `tc_${block.toString('base64url', at - 12, at)}`
+  if (unused.length === 0) unused = crypto.randomBytes(1536)
+  const made = `tc_${unused.toString('base64url', 0, 12)}`
+  unused = unused.subarray(12)
+  return made
 }
-let block = Buffer.alloc(0)
-let at = 0
+let unused = Buffer.alloc(0)
 
 const idPattern = /^(tc_[\w-]{16})\.([\w-]{4})\.([1-9a-z][0-9a-z]{0,7})\.([\w-]{16})\.([\w-]{22})$/
 
@@ -50,14 +39,11 @@ export function parseId(id: unknown): Id | undefined {
   return { nonce, kid, expires: Number.parseInt(expires, 36) * 1000, shown, mac }
 }
 
-/** `derived`: by purpose the last key that was made of it, and with which salt. */
-type Key = {
-  kid: string
-  key: Buffer
-  derived: Map<string, { salt: string; key: crypto.KeyObject }>
-}
+type Derived = { salt: string; key: crypto.KeyObject }
+/** `derived`: the last key that was made of it, by purpose. */
+type Key = { kid: string; key: Buffer; derived: Map<string, Derived> }
 
-/** Keys over a store: signs, verifies, seals. The first key signs, all verify. */
+/** Keys over a store: signs and verifies. The first key signs, all verify. */
 export class Authority {
   readonly store: Store
   readonly #keys: [Key, ...Key[]]
@@ -86,12 +72,10 @@ export class Authority {
   }
 
   async #readEpoch(): Promise<string> {
-    for (;;) {
-      const known = await this.store.get('epoch')
-      if (known !== undefined) return known
-      const made = crypto.randomBytes(16).toString('base64url')
-      if (await this.store.swap('epoch', undefined, made)) return made
-    }
+    const known = await this.store.get('epoch')
+    if (known !== undefined) return known
+    const made = crypto.randomBytes(16).toString('base64url')
+    return (await this.store.swap('epoch', undefined, made)) ? made : this.#readEpoch()
   }
 
   /** Right before every begin: a store that forgot its epoch forgot its ledger too. */
@@ -123,30 +107,9 @@ export class Authority {
     return now !== known && holds(now) ? now : undefined
   }
 
-  /** AES-256-GCM: base64url of IV, tag and text. `salt`: the epoch, or '' for what may outlive the store. */
-  seal(text: string, associated: unknown, salt: string, purpose: string): string {
-    const key = derive(this.#keys[0], salt, purpose)
-    const iv = crypto.randomBytes(12)
-    const cipher = crypto.createCipheriv('aes-256-gcm', key, iv)
-    cipher.setAAD(Buffer.from(canonical(associated)))
-    const body = Buffer.concat([cipher.update(text, 'utf8'), cipher.final()])
-    return Buffer.concat([iv, cipher.getAuthTag(), body]).toString('base64url')
-  }
-
-  /** What `seal` sealed under any of the keys; `undefined` for anything else. */
-  open(sealed: string, associated: unknown, salt: string, purpose: string): string | undefined {
-    const bytes = Buffer.from(sealed, 'base64url')
-    // Decoding skips what is no base64url, and bits of the last character: a seal is read in one way only.
-    if (bytes.length < 28 || bytes.toString('base64url') !== sealed) return undefined
-    for (const key of this.#keys) {
-      const derived = derive(key, salt, purpose)
-      const decipher = crypto.createDecipheriv('aes-256-gcm', derived, bytes.subarray(0, 12))
-      decipher.setAAD(Buffer.from(canonical(associated))).setAuthTag(bytes.subarray(12, 28))
-      try {
-        return decipher.update(bytes.subarray(28), undefined, 'utf8') + decipher.final('utf8')
-      } catch {} // sealed under another key, or not by us: undefined says so
-    }
-    return undefined
+  /** The keys for sealing, the first one first. `salt`: the epoch, or '' for what may outlive the store. */
+  sealingKeys(salt: string, purpose: string): crypto.KeyObject[] {
+    return this.#keys.map((key) => derive(key, salt, purpose))
   }
 }
 

@@ -5,6 +5,7 @@ import { randomBytes } from 'node:crypto'
 import { type Run, type RunState, waiting } from './agent.ts'
 import type { Call, Scope } from './approval.ts'
 import { audience } from './proof.ts'
+import { seal, unseal } from './seal.ts'
 import { MemoryStore } from './store.ts'
 
 type Sealing = Pick<Scope, 'agent' | 'authority' | 'who'>
@@ -19,7 +20,7 @@ export async function sealRun(self: Run, calls: Call[]): Promise<string | undefi
   const approvers = [...waiting(self)].map(({ at, call }) => at.tools.get(call.name)?.approver)
   const letter = approvers.every((a = 'requester') => a === 'requester') ? 'r' : 'o'
   const epoch = await authority.epoch()
-  const sealed = letter + authority.seal(JSON.stringify(state), bound(scope, letter), epoch, 'run')
+  const sealed = letter + seal(authority, JSON.stringify(state), bound(scope, letter), epoch, 'run')
   if (sealed.length <= limits.runBytes) return sealed
   if (authority.store instanceof MemoryStore) return undefined
   const ref = randomBytes(16).toString('base64url')
@@ -34,7 +35,7 @@ export async function openRun(scope: Sealing, text: string): Promise<RunState | 
   if (!sealed) return undefined
   const letter = sealed.startsWith('o') ? 'o' : 'r'
   const epoch = await authority.epoch()
-  const opened = authority.open(sealed.slice(1), bound(scope, letter), epoch, 'run')
+  const opened = unseal(authority, sealed.slice(1), bound(scope, letter), epoch, 'run')
   return opened ? (JSON.parse(opened) as RunState) : undefined
 }
 

@@ -6,6 +6,7 @@ import type { At, ChatOptions, Keeper } from './http.ts'
 import { maskJson } from './mask.ts'
 import { type Authority, canonical, sha256 } from './proof.ts'
 import { WireError } from './protocol.ts'
+import { seal, unseal } from './seal.ts'
 import { Session } from './session.ts'
 
 /** Milliseconds after its last write that a session in the store is forgotten: 30 days. */
@@ -27,14 +28,16 @@ function sealed(authority: Authority): Keeper {
       if (Object.keys(plain).length > 0)
         at.warn('a session came in plain where it must be sealed; it is read as empty')
       const text =
-        typeof $sealed === 'string' ? authority.open($sealed, bound(at), '', 'session') : undefined
+        typeof $sealed === 'string'
+          ? unseal(authority, $sealed, bound(at), '', 'session')
+          : undefined
       if ($sealed !== undefined && text === undefined)
         at.warn('a sealed session did not open; it is read as empty')
       return read(text, at)
     },
     async close(session, at) {
       const text = jsonOf(session, at)
-      return text === '{}' ? {} : { $sealed: authority.seal(text, bound(at), '', 'session') }
+      return text === '{}' ? {} : { $sealed: seal(authority, text, bound(at), '', 'session') }
     },
   }
 }

@@ -35,7 +35,7 @@ const allowed: Record<string, string[]> = {
     'tool',
     'trust',
   ],
-  approvers: ['providers/provider', 'approval', 'proof', 'tool'],
+  approvers: ['providers/provider', 'approval', 'ledger', 'proof', 'tool'],
   fresh: ['approval', 'ledger', 'proof', 'tool'],
   ledger: ['approval', 'proof', 'store'],
   opinions: ['approval', 'proof', 'tool'],
@@ -58,7 +58,9 @@ const allowed: Record<string, string[]> = {
     'store',
     'tool',
   ],
-  sessions: ['http', 'mask', 'proof', 'protocol', 'session'],
+  seal: ['proof'],
+  sealing: ['agent', 'approval', 'proof', 'seal', 'store'],
+  sessions: ['http', 'mask', 'proof', 'protocol', 'seal', 'session'],
 }
 /** What one may leave out stands on the core and on nothing beside it. */
 const optional = [...free, 'http', 'protocol']

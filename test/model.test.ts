@@ -10,6 +10,7 @@ import { type Agent, type RunEvent, type RunOptions, type RunResult, run } from 
 import { Authority, audience, type Bound, canonical, nonce, parseId } from '../src/proof.ts'
 import type { ModelRequest } from '../src/providers/provider.ts'
 import { scripted } from '../src/providers/scripted.ts'
+import { seal, unseal } from '../src/seal.ts'
 import { memoryStore, type Store } from '../src/store.ts'
 import { tool } from '../src/tool.ts'
 import { desk, idOf, type Json, testKey } from './desk.ts'
@@ -495,12 +496,12 @@ test('a text sealed, then changed by one byte, does not open', (t) => {
     fc.nat(),
     fc.integer({ min: 1, max: 255 }),
     (text, data, at, by) => {
-      const sealed = authority.seal(text, data, 'epoch', 'run')
-      assert.equal(authority.open(sealed, shuffled(data), 'epoch', 'run'), text.toWellFormed())
+      const sealed = seal(authority, text, data, 'epoch', 'run')
+      assert.equal(unseal(authority, sealed, shuffled(data), 'epoch', 'run'), text.toWellFormed())
       const bytes = Buffer.from(sealed, 'base64url')
       const place = at % bytes.length
       bytes.writeUInt8(bytes.readUInt8(place) ^ by, place)
-      assert.equal(authority.open(bytes.toString('base64url'), data, 'epoch', 'run'), undefined)
+      assert.equal(unseal(authority, bytes.toString('base64url'), data, 'epoch', 'run'), undefined)
     },
   )
   return holds(t, 'sealed texts', scaled(300, 10_000), property)

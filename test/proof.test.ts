@@ -12,6 +12,7 @@ import {
   type Who,
 } from '../src/proof.ts'
 import { DcafError } from '../src/providers/provider.ts'
+import { seal, unseal } from '../src/seal.ts'
 import { MemoryStore, memoryStore } from '../src/store.ts'
 import { faultyStore } from './faulty-store.ts'
 
@@ -399,47 +400,47 @@ test('canonical JSON says what JSON would: dates, undefined, no number', () => {
 test('what was sealed opens under the same words, key and salt', () => {
   const authority = new Authority(memoryStore(), [key(1)])
   for (const text of ['', 'x', '{"a":"é\\ud83d"}', 'y'.repeat(100_000)]) {
-    const sealed = authority.seal(text, ['run', 1, { b: 1, a: 2 }], 'epoch', 'run')
+    const sealed = seal(authority, text, ['run', 1, { b: 1, a: 2 }], 'epoch', 'run')
     assert.match(sealed, /^[\w-]+$/)
-    assert.equal(authority.open(sealed, ['run', 1, { a: 2, b: 1 }], 'epoch', 'run'), text)
+    assert.equal(unseal(authority, sealed, ['run', 1, { a: 2, b: 1 }], 'epoch', 'run'), text)
   }
 })
 
 test('what was sealed for something else does not open', () => {
   const authority = new Authority(memoryStore(), [key(1)])
-  const sealed = authority.seal('text', ['ops'], 'epoch', 'run')
-  assert.equal(authority.open(sealed, ['other'], 'epoch', 'run'), undefined)
-  assert.equal(authority.open(sealed, ['ops'], 'other', 'run'), undefined)
-  assert.equal(authority.open(sealed, ['ops'], 'epoch', 'session'), undefined)
+  const sealed = seal(authority, 'text', ['ops'], 'epoch', 'run')
+  assert.equal(unseal(authority, sealed, ['other'], 'epoch', 'run'), undefined)
+  assert.equal(unseal(authority, sealed, ['ops'], 'other', 'run'), undefined)
+  assert.equal(unseal(authority, sealed, ['ops'], 'epoch', 'session'), undefined)
   assert.equal(
-    new Authority(memoryStore(), [key(2)]).open(sealed, ['ops'], 'epoch', 'run'),
+    unseal(new Authority(memoryStore(), [key(2)]), sealed, ['ops'], 'epoch', 'run'),
     undefined,
   )
   const rotated = new Authority(memoryStore(), [key(2), key(1)])
-  assert.equal(rotated.open(sealed, ['ops'], 'epoch', 'run'), 'text')
+  assert.equal(unseal(rotated, sealed, ['ops'], 'epoch', 'run'), 'text')
 })
 
 test('what was sealed is written in one way only', () => {
   const authority = new Authority(memoryStore(), [key(1)])
-  const sealed = authority.seal('text', [], '', 'run')
+  const sealed = seal(authority, 'text', [], '', 'run')
   for (const more of ['=', ' ', '\n', '.'])
     for (const other of [sealed + more, more + sealed])
-      assert.equal(authority.open(other, [], '', 'run'), undefined)
+      assert.equal(unseal(authority, other, [], '', 'run'), undefined)
 })
 
 test('no text is sealed the same way twice, and no byte of one may change', () => {
   const authority = new Authority(memoryStore(), [key(1)])
-  const sealed = authority.seal('text', [], '', 'run')
-  assert.notEqual(sealed, authority.seal('text', [], '', 'run'))
+  const sealed = seal(authority, 'text', [], '', 'run')
+  assert.notEqual(sealed, seal(authority, 'text', [], '', 'run'))
   const bytes = Buffer.from(sealed, 'base64url')
   assert.equal(bytes.length, 12 + 16 + 4)
   for (const index of bytes.keys()) {
     const other = Buffer.from(bytes)
     other.writeUInt8((other[index] as number) ^ 1, index)
-    assert.equal(authority.open(other.toString('base64url'), [], '', 'run'), undefined)
+    assert.equal(unseal(authority, other.toString('base64url'), [], '', 'run'), undefined)
   }
   for (let end = 0; end < bytes.length; end++)
-    assert.equal(authority.open(bytes.toString('base64url', 0, end), [], '', 'run'), undefined)
+    assert.equal(unseal(authority, bytes.toString('base64url', 0, end), [], '', 'run'), undefined)
 })
 
 test('a store of a class of its own is durable, MemoryStore and what extends it are not', () => {
