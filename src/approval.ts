@@ -182,12 +182,16 @@ export class Gate {
   /** A call the model just made. `grantable`: whether a person did not reject just this, the filled input. */
   propose(call: Call, grantable: Grantable = () => true): Soon<Proposal> {
     const tool = this.tools.get(call.name)
-    if (tool)
-      return soon(this.check(tool, call.input), (checked) =>
-        this.#offer(tool, call, checked, grantable),
-      )
-    const known = [...this.tools.keys()].join(', ')
-    return this.refuse(call, error(`Unknown tool: ${call.name}. There is: ${known}.`))
+    if (!tool) {
+      const known = [...this.tools.keys()].join(', ')
+      return this.refuse(call, error(`Unknown tool: ${call.name}. There is: ${known}.`))
+    }
+    try {
+      const offer = (checked: Checked | string) => this.#offer(tool, call, checked, grantable)
+      return soon(this.check(tool, call.input), offer)
+    } catch (error) {
+      return Promise.reject(error) // with those of its siblings, so that none is left alone
+    }
   }
 
   #offer(tool: Tool, call: Call, checked: Checked | string, grantable: Grantable): Soon<Proposal> {
@@ -354,9 +358,8 @@ export class Gate {
     const verdict = requiresApproval || type === 'command' ? 'ask' : 'allow'
     if (this.#policies.length === 0 && typeof requiresApproval === 'boolean')
       return { value, verdict, reasons: [] }
-    return opinions().then((asked) =>
-      asked.consult(this, this.#policies, tool, value, () => copy(value)),
-    )
+    const given = () => copy(value)
+    return opinions().then((all) => all.consult(this, this.#policies, tool, value, given))
   }
 
   /** `checked`, or the first field in it whose characters an approver could not see. */
