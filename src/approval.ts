@@ -110,7 +110,7 @@ export interface Scope {
   signal: AbortSignal | undefined
   /** The hard end of a shutdown: beside its own timeout the only thing that stops an approved call. */
   hardSignal: AbortSignal | undefined
-  /** `signal` makes one when a tool first asks for it: most never do. */
+  /** `signal` makes one when it is first asked for. */
   context(call: { id: string; name: string }, signal: () => AbortSignal): ToolContext
   fact(type: string, data: Record<string, unknown>): void
   /** Whether anybody hears facts. */
@@ -402,9 +402,9 @@ export class Gate {
   }
 
   /** The digest of definition, filled input and preview key as they are now. A preview that fails never repeats. */
-  async #shown(tool: Tool, input: unknown): Promise<{ preview?: string; digest: string }> {
+  async #shown(tool: Tool, input: unknown, filled = canonical(input)) {
     const made = tool.preview && (await (await opinions()).previewed(this, tool, copy(input)))
-    const all = `[${definition(tool)},${canonical(input)},${made?.key ?? 'null'}]`
+    const all = `[${definition(tool)},${filled},${made?.key ?? 'null'}]`
     const digest = sha256(all).slice(0, 16)
     return made ? { preview: made.text, digest } : { digest }
   }
