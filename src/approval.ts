@@ -462,8 +462,8 @@ export class Gate {
   // ------------------------------------------------------------ the one caller of execute
 
   /**
-   * Runs the tool against its clock and never rejects. What a tool gives at once is answered at once: no timer, no
-   * signal, no promise. `outlived` makes it a gated call, and gets its work past its clock.
+   * Runs the tool against its clock and never rejects. What a tool gives at once is answered at once, without timer and
+   * promise. `outlived` makes it a gated call, and gets its work past its clock.
    */
   #execute(leave: Permit, outlived?: (work: Promise<Answer>) => void): Soon<Answer> {
     const { tool, call } = leave
@@ -471,10 +471,9 @@ export class Gate {
     const outer = outlived ? hardSignal : signal
     const started = watched ? performance.now() : 0
     const input = after || watched ? copy(leave.input) : undefined // a tool may change what it is given
-    let stopped: DcafError | undefined
-    let controller: AbortController | undefined
+    const clock = new AbortController()
 
-    const ended = (answer: Answer, more?: { late: true }): Answer => {
+    const ended = (answer: Answer, more?: { late?: true }): Answer => {
       if (!watched || !('outcome' in answer)) return answer
       const { outcome, content } = answer
       const durationMs = performance.now() - started
@@ -493,11 +492,7 @@ export class Gate {
     }
 
     if (outer?.aborted) return ended(fail(`${tool.name} was stopped before it began`))
-    const ctx = context(call, () => {
-      controller ??= new AbortController()
-      if (stopped) controller.abort(stopped)
-      return controller.signal
-    })
+    const ctx = context(call, () => clock.signal)
     let value: unknown
     let answer: Answer | undefined
     try {
@@ -519,7 +514,7 @@ export class Gate {
         const seen = await after({ id: call.id, name: call.name, input: copy(input) }, end, ctx)
         end = { ...seen, content: this.clean(seen.content) }
       }
-      return ended(end, stopped && { late: true })
+      return ended(end, clock.signal.aborted ? { late: true } : {})
     })()
     return new Promise((resolve, reject) => {
       const end = (answer: Answer): void => {
@@ -528,8 +523,7 @@ export class Gate {
         resolve(answer)
       }
       const giveUp = (why: string): void => {
-        stopped = new DcafError('aborted', why)
-        controller?.abort(stopped)
+        clock.abort(new DcafError('aborted', why))
         const unknown = `Outcome unknown: ${why}. It was NOT run again. Check the target before asking again.`
         const sure = !outlived || tool.idempotent
         if (!sure) outlived(work)
