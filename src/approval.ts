@@ -1,7 +1,8 @@
-// May it run: policy, proof and once. The only caller of a tool's `execute` is in this file, and it demands a
-// Permit that only the Gate can make. Knows no model, no messages and no HTTP.
-// Covers: forged, moved, altered, expired, replayed and doubled approvals; drift of tool, input and preview; crashes
-// between begin and finish. Does not cover: a stolen key, a store that loses acknowledged writes, what a tool does.
+// May it run: the way of a call from the model's proposal, past policy and a person's signed word, to its tool. The only
+// caller of a tool's `execute` is in this file, and it demands a Permit that only the Gate can make. Knows no model, no
+// messages and no HTTP. What only some calls need is in files of its own: the ledger, opinions, other approvers.
+// Covers: forged, moved, altered and expired approvals; drift of tool, input and preview; with ledger.ts replayed and
+// doubled ones and crashes. Does not cover: a stolen key, a store that loses acknowledged writes, what a tool does.
 
 import { invisible, maskJson } from './mask.ts'
 import type { Authority, Bound, Id, Who } from './proof.ts'
@@ -339,7 +340,7 @@ export class Gate {
   check(tool: Tool, input: unknown): Soon<Checked | string> {
     const { inputBytes } = this.scope.limits
     const size = { bytes: 0, values: 0 }
-    const problem = unsound(input, size)
+    const problem = flaw(input, size)
     if (problem || size.bytes > inputBytes) {
       const bytes = Buffer.byteLength(JSON.stringify(input) ?? '')
       if (bytes > inputBytes)
@@ -350,7 +351,7 @@ export class Gate {
   }
 
   #judge(tool: Tool, result: Validated): Soon<Checked | string> {
-    const problem = 'problem' in result ? result.problem : unsound(result.value)
+    const problem = 'problem' in result ? result.problem : flaw(result.value)
     if ('problem' in result || problem)
       return `Invalid input for ${tool.name}: ${this.scope.mask(`${problem}`)}`
     const { requiresApproval, type } = tool
@@ -637,7 +638,7 @@ function hides(value: unknown): boolean {
 }
 
 /** What is wrong with `value` as JSON, if anything. `size` counts its values, and its bytes from above. */
-function unsound(value: unknown, size = { bytes: 0, values: 0 }, depth = 0): string | undefined {
+function flaw(value: unknown, size = { bytes: 0, values: 0 }, depth = 0): string | undefined {
   size.bytes += 30 // any number, its comma, or the marks around what is longer
   if (typeof value === 'string') size.bytes += 6 * value.length // all of it as \u0000
   if (typeof value === 'number' && !Number.isFinite(value)) return 'a number in it is too large'
@@ -649,7 +650,7 @@ function unsound(value: unknown, size = { bytes: 0, values: 0 }, depth = 0): str
       return `the key ${key} is refused`
     if (++size.values >= maxValues) return `it has more than ${maxValues} values (limit jsonNodes)`
     size.bytes += 6 * key.length
-    const problem = unsound(value[key as keyof typeof value], size, depth + 1)
+    const problem = flaw(value[key as keyof typeof value], size, depth + 1)
     if (problem) return problem
   }
   return undefined

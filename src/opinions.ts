@@ -20,17 +20,17 @@ export async function consult(
   const { context, mask, signal = new AbortController().signal } = gate.scope
   const { name, type, requiresApproval: own } = tool
   const ctx = context({ id: '', name }, () => signal)
-  const ask = async (policy: () => unknown): Promise<Spoken> => {
+  const ask = async (policy: () => unknown, isOwn = false): Promise<Spoken> => {
     try {
       const said = policy()
       const later = typeof said === 'object' && said !== null && 'then' in said
-      return asVerdict(later ? await within(gate.timeoutOf(tool), said) : said)
+      const word = later ? await within(gate.timeoutOf(tool), said) : said
+      return asVerdict(isOwn ? (word ?? true) : word) // a tool's own word forgot its return
     } catch (error) {
       return { verdict: 'ask', reason: `A policy failed, so a person is asked: ${words(error)}` }
     }
   }
-  const ownWord = async () => (typeof own === 'function' ? await own(given(), ctx) : own) ?? true // forgot its return
-  const asked = [ask(ownWord)]
+  const asked = [ask(() => (typeof own === 'function' ? own(given(), ctx) : own), true)]
   for (const policy of policies) asked.push(ask(() => policy({ name, input: given(), tool }, ctx)))
   const said = await Promise.all(asked)
   if (type === 'command') said.push({ verdict: 'ask' })
