@@ -153,6 +153,7 @@ type Frozen = () => string | false
 /** A client's echo holds the input some levels down in a body that may be 64 deep. */
 const maxDepth = 48
 const maxValues = 100_000
+const refusedKeys = new Set(['__proto__', 'constructor', 'prototype'])
 export const unverified =
   'Not executed: this approval could not be verified (altered, moved, or issued by another server).'
 const tooLate = 'Not executed: the request was over before it began.'
@@ -241,17 +242,16 @@ export class Gate {
 
   /** The order of checks is the protocol's: change nothing here without its tests. */
   async #weigh(found: Said | undefined, d: Decision): Promise<Answer> {
-    const { scope } = this
     const id = parseId(d.id)
     const thread = d.known ?? (d.name === undefined ? undefined : { name: d.name, input: d.input })
     const said = found ?? (thread && { name: thread.name, input: thread.input }) // no preview: others read it
     const altered =
       (said && d.name !== undefined && d.name !== said.name) ||
       ![said?.input, d.input, d.editedInput].every(signable)
-    if (said && !altered && d.approve && scope.trustClient && !d.id.startsWith('tc_'))
+    if (said && !altered && d.approve && this.scope.trustClient && !d.id.startsWith('tc_'))
       return this.#trusted(said, d)
     const one = id && said && !altered ? await this.#verify(id, said) : undefined
-    const reason = cap(d.reason ?? 'not approved', scope.limits.outputBytes)
+    const reason = cap(d.reason ?? 'not approved', this.scope.limits.outputBytes)
     const content = `Tool rejected: ${reason}`
     if (!one || !said) return refused(d.approve ? unverified : content)
     const { tool } = one
@@ -261,7 +261,7 @@ export class Gate {
     const rejected: Ended = { outcome: 'rejected', content, ...(reason && { reason }) }
     if (!d.approve) return close(this, one, rejected)
     const several = tool && (tool.approver !== 'requester' || tool.quorum > 1)
-    const stranger = several && (await (await approvers()).stranger(scope, tool, one.nonce))
+    const stranger = several && (await (await approvers()).stranger(this, tool, one.nonce))
     if (stranger) return refused(stranger)
     const expired = late(one)
     if (expired) return expired
@@ -279,7 +279,7 @@ export class Gate {
     const run = await this.legible(tool, input, edit ? undefined : proposed)
     if (typeof run === 'string') return { open: `Not executed: ${run}` }
     if (run.denied) return close(this, one, run.denied, 'policy')
-    const votes = tool.quorum > 1 ? await (await approvers()).vote(scope, tool, one) : undefined
+    const votes = tool.quorum > 1 ? await (await approvers()).vote(this, tool, one) : undefined
     if (votes !== undefined) return { open: '', votes }
     const leave = permit(tool, run.value, { id: one.nonce, name: tool.name })
     // Before it runs: the tool may change its input, and what ran is not refused any more.
@@ -387,8 +387,7 @@ export class Gate {
     const expiresAt = Math.ceil(ends / 1000) * 1000
     const id = { nonce: call.id, expires: expiresAt, shown }
     const proof = await authority.sign(id, this.#bound(call, tool.approver))
-    if (tool.approver !== 'requester')
-      await (await approvers()).keepAskers(this.scope, tool, id, asked)
+    if (tool.approver !== 'requester') await (await approvers()).keepAskers(this, tool, id, asked)
     return { ...call, ...view, status: 'pending', requiresApproval: true, proof, expiresAt }
   }
 
@@ -645,12 +644,14 @@ function flaw(value: unknown, size = { bytes: 0, values: 0 }, depth = 0): string
   if (typeof value !== 'object' || value === null) return undefined
   if (depth === maxDepth) return `it is nested more than ${maxDepth} levels deep (limit jsonDepth)`
   if ('toJSON' in value) size.bytes = Number.POSITIVE_INFINITY // whatever it says of itself
-  for (const key in value) {
-    if (key === '__proto__' || key === 'constructor' || key === 'prototype')
-      return `the key ${key} is refused`
-    if (++size.values >= maxValues) return `it has more than ${maxValues} values (limit jsonNodes)`
+  const items: unknown[] = Array.isArray(value) ? value : Object.values(value)
+  for (const key of items === value ? [] : Object.keys(value)) {
+    if (refusedKeys.has(key)) return `the key ${key} is refused`
     size.bytes += 6 * key.length
-    const problem = flaw(value[key as keyof typeof value], size, depth + 1)
+  }
+  for (const item of items) {
+    if (++size.values >= maxValues) return `it has more than ${maxValues} values (limit jsonNodes)`
+    const problem = flaw(item, size, depth + 1)
     if (problem) return problem
   }
   return undefined

@@ -1,7 +1,7 @@
 // Who may say yes besides the person who asked: others, several, a grant. Loaded when the first call needs one of them.
 // What it keeps of a call it keeps in the store, as long as the call's record. Runs nothing.
 
-import type { Call, Case, Gate, GrantCall, GrantRequest, Scope } from './approval.ts'
+import type { Call, Case, Gate, GrantCall, GrantRequest } from './approval.ts'
 import { unverified, words } from './approval.ts'
 import { keptMs } from './ledger.ts'
 import { audience } from './proof.ts'
@@ -10,7 +10,7 @@ import type { Tool } from './tool.ts'
 
 /** Records who asked, before the id is sent: `asked`, or whose words led here. */
 export async function keepAskers(
-  { authority, askers, who }: Scope,
+  { scope: { authority, askers, who } }: Gate,
   { name, approver }: Tool,
   call: { nonce: string; expires: number },
   asked: string | undefined,
@@ -27,7 +27,7 @@ export async function keepAskers(
 
 /** Why this principal may not approve. */
 export async function stranger(
-  { who, authority, askers }: Scope,
+  { scope: { who, authority, askers } }: Gate,
   { name, approver, quorum }: Tool,
   nonce: string,
 ): Promise<string | undefined> {
@@ -45,10 +45,11 @@ export async function stranger(
 
 /** Counts this principal once; how many there are while the quorum is not reached. */
 export async function vote(
-  { authority: { store }, who }: Scope,
+  { scope: { authority, who } }: Gate,
   { quorum }: Tool,
   { nonce, expires }: Case,
 ): Promise<number | undefined> {
+  const { store } = authority
   for (;;) {
     const text = await store.get(`votes:${nonce}`)
     const votes = new Set(JSON.parse(text ?? '[]')).add(who.principal)
