@@ -1,4 +1,4 @@
-// The HelpDesk wire: TypeBox schemas of what comes in, what a message decides, the shapes that go out, and the one
+// The HelpDesk wire: JSON Schema of what comes in, what a message decides, the shapes that go out, and the one
 // writer of NDJSON. Knows no agent and no HTTP. JSON keys are snake_case here and nowhere else.
 
 import type { XStatic } from 'typebox/schema'
