@@ -314,7 +314,10 @@ export function maskJson(value: unknown, mask: Mask): unknown {
  * tracing ids alone. Not protected: a spread copy, `structuredClone`, a value taken out of it.
  */
 export function platformContext<T extends object>(data: T): T {
-  return Object.defineProperties({ ...data }, shown)
+  const context = { ...data }
+  Object.defineProperty(context, 'toJSON', show)
+  Object.defineProperty(context, inspect, show)
+  return context
 }
 
 export type TracingIds = { [Key in (typeof tracingKeys)[number]]?: string }
@@ -330,8 +333,8 @@ export function tracing(context: object = {}): TracingIds {
   }
   return ids
 }
-const show = { value: tracingOfThis, enumerable: false }
-const shown = { toJSON: show, [Symbol.for('nodejs.util.inspect.custom')]: show }
+const inspect = Symbol.for('nodejs.util.inspect.custom')
+const show = { value: tracingOfThis, enumerable: false, writable: false, configurable: false }
 function tracingOfThis(this: object | undefined): TracingIds {
   return tracing(this)
 }
