@@ -365,17 +365,18 @@ export function measured(json: unknown, maxDepth: number, maxNodes: number) {
     if (typeof value !== 'object' || value === null) return undefined
     if (levels === 0) return `it is nested more than ${maxDepth} levels deep (limit jsonDepth)`
     if ('toJSON' in value) bytes = Number.POSITIVE_INFINITY
-    const keys = Array.isArray(value) ? undefined : Object.keys(value)
-    for (const key of keys ?? []) {
-      if (key === '__proto__' || key === 'constructor' || key === 'prototype')
-        return `the key ${key} is refused`
-      bytes += 6 * key.length + 3
-    }
-    for (const inner of keys ? Object.values(value) : (value as unknown[])) {
-      const problem = walk(inner, levels - 1)
-      if (problem) return problem
-    }
-    return undefined
+    let problem: string | undefined
+    if (Array.isArray(value))
+      for (let i = 0; i < value.length && !problem; i++) problem = walk(value[i], levels - 1)
+    else
+      for (const key in value) {
+        if (key === '__proto__' || key === 'constructor' || key === 'prototype')
+          return `the key ${key} is refused`
+        bytes += 6 * key.length + 3
+        problem = walk((value as Record<string, unknown>)[key], levels - 1)
+        if (problem) return problem
+      }
+    return problem
   }
   return { problem: walk(json, maxDepth), bytes }
 }
