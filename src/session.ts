@@ -8,8 +8,11 @@ import { DcafError } from './providers/provider.ts'
 import { copyJson, issueText, load, type StandardSchema, type Validated } from './schema.ts'
 
 /** The type a schema stands for: TypeBox, JSON Schema written in place or `as const`, or Standard Schema. */
-export type Stored<S> =
-  S extends StandardSchema<infer Output> ? Output : S extends TSchema ? Static<S> : XStatic<S>
+export type Stored<S> = S extends { '~standard': { types?: { output: infer Output } | undefined } }
+  ? Output
+  : S extends TSchema
+    ? Static<S>
+    : XStatic<S>
 
 export class Session {
   readonly #values = new Map<string, unknown>()
