@@ -96,9 +96,10 @@ const same: Mask = (text) => text
  * to the text and to the values, whatever they are.
  */
 export function masker(values: readonly string[]): Mask {
-  const needles = new Set(values.flatMap(needlesOf).filter((n) => n.length >= minLength))
-  if (needles.size === 0) return same
-  const search = new Search([...needles])
+  const words = new Set<string>()
+  for (const value of values) for (const form of formsOf(value)) addPieces(form, words)
+  if (words.size === 0) return same
+  const search = new Search(words)
   return (text) => {
     let hidden: Uint8Array | undefined
     for (let base = 0; base < text.length; base += step) {
@@ -137,8 +138,8 @@ class Search {
   readonly #to: Int32Array
   readonly #seed = (Math.random() * 2 ** 32) | 1 // nobody chooses words that collide
 
-  constructor(all: string[]) {
-    const words = all.filter((word) => word.length < pieceLength)
+  constructor(all: Set<string>) {
+    const words = [...all].filter((word) => word.length < pieceLength)
     const most = lengthOf(words) + 1
     this.#fail = new Int32Array(most)
     this.#ending = new Uint8Array(most)
@@ -231,31 +232,33 @@ export function maskOf(context: object): Mask {
 }
 
 /** The value, and its base64 as it reads in each of the three places that a longer encoded text can have for it. */
-function needlesOf(value: string): string[] {
-  const plain = [value, value.toWellFormed(), value.replaceAll(' ', '+')]
+function formsOf(value: string): Set<string> {
+  const forms = new Set([value, value.toWellFormed(), value.replaceAll(' ', '+')])
   // A text is decoded before it is searched, so a value that itself looks encoded must be known in that state too.
-  const once = plain.map((text) => decode({ text })?.text ?? '')
-  const twice = once.map((text) => decode({ text })?.text ?? '')
-  const bytes = Buffer.from(value)
-  const base64 = [bytes.toString('base64'), bytes.toString('base64').replace(/=+$/, '')]
-  for (const before of [0, 1, 2]) {
-    const [from, to] = [Math.ceil((before * 4) / 3), Math.floor(((before + bytes.length) * 4) / 3)]
-    const text = Buffer.concat([Buffer.alloc(before), bytes]).toString('base64')
-    base64.push(text.slice(from, to)) // what neither neighbour has a bit of
+  for (const form of [...forms]) {
+    const once = decode({ text: form })
+    if (once) forms.add(once.text).add(decode({ text: once.text })?.text ?? '')
   }
-  const url = base64.map((text) => text.replaceAll('+', '-').replaceAll('/', '_'))
-  return [...plain, ...once, ...twice, ...base64, ...url].flatMap(pieces)
+  const bytes = Buffer.from(value)
+  for (const before of [0, 1, 2]) {
+    const base64 = Buffer.concat([Buffer.alloc(before), bytes]).toString('base64')
+    const [from, to] = [Math.ceil((before * 4) / 3), Math.floor(((before + bytes.length) * 4) / 3)]
+    const within = base64.slice(from, to) // what neither neighbour has a bit of
+    for (const form of before === 0 ? [within, base64, base64.replace(/=+$/, '')] : [within])
+      forms.add(form).add(form.replaceAll('+', '-').replaceAll('/', '_'))
+  }
+  return forms
 }
 
 const pieceLength = 64
 /** Long texts are searched in steps, so that their decoded forms do not fill the memory; a piece fits in the overlap. */
 const [step, overlap] = [1 << 18, 1 << 12]
 
-function pieces(needle: string): string[] {
-  const found = needle.length > pieceLength ? [needle.slice(-pieceLength)] : [needle]
-  for (let i = 0; i < needle.length - pieceLength; i += pieceLength)
-    found.push(needle.slice(i, i + pieceLength))
-  return found
+function addPieces(form: string, words: Set<string>): void {
+  if (form.length < minLength) return
+  words.add(form.length > pieceLength ? form.slice(-pieceLength) : form)
+  for (let i = 0; i < form.length - pieceLength; i += pieceLength)
+    words.add(form.slice(i, i + pieceLength))
 }
 
 /** A text with one level of encoding off, and the codes that were taken off: `at` here, from `start` to `end` before. */
