@@ -126,8 +126,8 @@ export function masker(values: readonly string[]): Mask {
 
 /** Finds many words in one pass over a text: https://en.wikipedia.org/wiki/Aho-Corasick_algorithm */
 class Search {
-  /** Words of as many characters as a piece are too many for nodes. */
-  readonly #pieces = new Set<string>()
+  /** All words, where some are as long as a piece: those are too many for nodes. */
+  readonly #pieces: Set<string> | undefined
   /** A bit for each hash of first four characters: passes over nearly all of a text. */
   readonly #starts = new Uint8Array(8_192)
   /** By node: the longest other node that this one ends with, and the length of the longest word it ends with. */
@@ -140,6 +140,7 @@ class Search {
 
   constructor(all: Set<string>) {
     const words = [...all].filter((word) => word.length < pieceLength)
+    this.#pieces = words.length < all.size ? all : undefined
     const most = lengthOf(words) + 1
     this.#fail = new Int32Array(most)
     this.#ending = new Uint8Array(most)
@@ -166,7 +167,6 @@ class Search {
         if (word.length === depth + 1) this.#ending[next] = word.length
       }
     for (const word of all) {
-      if (word.length === pieceLength) this.#pieces.add(word)
       let hash = 0
       for (let i = 0; i < minLength; i++) hash = hashed(hash, word.charCodeAt(i))
       this.#starts[hash >> 3] = (this.#starts[hash >> 3] ?? 0) | (1 << (hash & 7))
@@ -197,10 +197,8 @@ class Search {
       hash = hashed(hash, ahead < text.length ? text.charCodeAt(ahead) : 0)
       const isStart = (starts[hash >> 3] ?? 0) & (1 << (hash & 7))
       if (start < 0 || (node === 0 && !isStart)) continue
-      if (isStart && this.#pieces.size > 0) {
-        const piece = text.slice(start, start + pieceLength)
-        if (this.#pieces.has(piece)) found(start, start + pieceLength)
-      }
+      if (isStart && this.#pieces?.has(text.slice(start, start + pieceLength)))
+        found(start, Math.min(start + pieceLength, text.length))
       node = this.#next(node, text.charCodeAt(start))
       const length = this.#ending[node] ?? 0
       if (length > 0) found(start + 1 - length, start + 1)
@@ -240,13 +238,15 @@ function formsOf(value: string): Set<string> {
     if (once) forms.add(once.text).add(decode({ text: once.text })?.text ?? '')
   }
   const bytes = Buffer.from(value)
-  for (const before of [0, 1, 2]) {
-    const base64 = Buffer.concat([Buffer.alloc(before), bytes]).toString('base64')
-    const [from, to] = [Math.ceil((before * 4) / 3), Math.floor(((before + bytes.length) * 4) / 3)]
-    const within = base64.slice(from, to) // what neither neighbour has a bit of
-    for (const form of before === 0 ? [within, base64, base64.replace(/=+$/, '')] : [within])
-      forms.add(form).add(form.replaceAll('+', '-').replaceAll('/', '_'))
+  const whole = bytes.toString('base64')
+  const bare = whole.replace(/=+$/, '')
+  const sure = whole.slice(0, Math.floor((bytes.length * 4) / 3)) // has no bit of what may follow
+  const base64 = [whole, bare.slice(-pieceLength), sure.slice(-pieceLength)] // one text but for its end
+  for (const before of [1, 2]) {
+    const text = Buffer.concat([Buffer.alloc(before), bytes]).toString('base64')
+    base64.push(text.slice(before + 1, Math.floor(((before + bytes.length) * 4) / 3)))
   }
+  for (const form of base64) forms.add(form).add(form.replaceAll('+', '-').replaceAll('/', '_'))
   return forms
 }
 
