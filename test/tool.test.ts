@@ -285,6 +285,32 @@ test('a schema that checks asynchronously is waited for, one that throws is a pr
   assert.deepEqual(await over(broken).validate({ n: 0 }), { problem: 'no registry' })
 })
 
+test('a schema that throws at once is a problem too, whatever it throws', () => {
+  const validate = (thrown: unknown) =>
+    over({
+      '~standard': {
+        version: 1,
+        vendor: 'own',
+        jsonSchema: { input: () => ({ type: 'object' }) },
+        validate: () => {
+          throw thrown
+        },
+      },
+    }).validate({})
+  assert.deepEqual(validate(new Error('no registry')), { problem: 'no registry' })
+  assert.deepEqual(validate('gone'), { problem: 'its schema failed' })
+})
+
+test('an input that cannot be cloned is copied as its JSON', () => {
+  class Pod {
+    name = 'web'
+    stop() {}
+    act = () => 1
+  }
+  const made = over({ type: 'object' })
+  assert.deepEqual(made.validate({ pod: new Pod() }), { value: { pod: { name: 'web' } } })
+})
+
 // ------------------------------------------------------------ defaults, wherever they are
 
 const n3 = { type: 'object', properties: { n: { type: 'number', default: 3 } }, required: ['n'] }
