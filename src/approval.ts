@@ -4,10 +4,11 @@
 // Covers: forged, moved, altered and expired approvals; drift of tool, input and preview; with ledger.ts replayed and
 // doubled ones and crashes. Does not cover: a stolen key, a store that loses acknowledged writes, what a tool does.
 
-import { invisible, maskJson } from './mask.ts'
+import { invisible, maskJson, measured, unsound } from './mask.ts'
 import type { Authority, Bound, Id, Who } from './proof.ts'
 import { audience, canonical, parseId, sha256 } from './proof.ts'
 import { DcafError, type Outcome } from './providers/provider.ts'
+import { copyJson } from './schema.ts'
 import type { Verdict, Word } from './tool.ts'
 import { outputText, type Tool, type ToolContext, type Validated } from './tool.ts'
 
@@ -153,7 +154,6 @@ type Frozen = () => string | false
 /** A client's echo holds the input some levels down in a body that may be 64 deep. */
 const maxDepth = 48
 const maxValues = 100_000
-const refusedKeys = new Set(['__proto__', 'constructor', 'prototype'])
 export const unverified =
   'Not executed: this approval could not be verified (altered, moved, or issued by another server).'
 const tooLate = 'Not executed: the request was over before it began.'
@@ -283,7 +283,8 @@ export class Gate {
     if (votes !== undefined) return { open: '', votes }
     const leave = permit(tool, run.value, { id: one.nonce, name: tool.name })
     // Before it runs: the tool may change its input, and what ran is not refused any more.
-    const given = d.grant && (await approvers()).giving(this, tool, copy(run.value), one, d.grant)
+    const given =
+      d.grant && (await approvers()).giving(this, tool, copyJson(run.value), one, d.grant)
     const answer = await this.#once(one, leave, edit ? `${changedTo(edit.input)}\n` : '')
     if ('outcome' in answer && answer.outcome === 'ok' && !answer.replayed) await given?.()
     return answer
@@ -311,7 +312,7 @@ export class Gate {
 
   /** The input as the tool would get it; as it came, where the tool does not take it. */
   async filled(name: string, input: unknown): Promise<unknown> {
-    const result = await this.tools.get(name)?.validate(copy(input))
+    const result = await this.tools.get(name)?.validate(input)
     return result && 'value' in result ? result.value : input
   }
 
@@ -339,19 +340,19 @@ export class Gate {
   /** The filled input and the strictest verdict on it, or a sentence on what is wrong with it. */
   check(tool: Tool, input: unknown): Soon<Checked | string> {
     const { inputBytes } = this.scope.limits
-    const size = { bytes: 0, values: 0 }
-    const problem = flaw(input, size)
-    if (problem || size.bytes > inputBytes) {
+    const { problem, bytes: most } = measured(input, maxDepth, maxValues)
+    if (problem || most > inputBytes) {
       const bytes = Buffer.byteLength(JSON.stringify(input) ?? '')
       if (bytes > inputBytes)
         return `The input of ${tool.name} has ${bytes} bytes; the limit inputBytes is ${inputBytes}.`
     }
     if (problem) return this.#judge(tool, { problem })
-    return soon(tool.validate(copy(input)), (result) => this.#judge(tool, result))
+    return soon(tool.validate(input), (result) => this.#judge(tool, result))
   }
 
   #judge(tool: Tool, result: Validated): Soon<Checked | string> {
-    const problem = 'problem' in result ? result.problem : flaw(result.value)
+    const problem =
+      'problem' in result ? result.problem : unsound(result.value, maxDepth, maxValues)
     if ('problem' in result || problem)
       return `Invalid input for ${tool.name}: ${this.scope.mask(`${problem}`)}`
     const { requiresApproval, type } = tool
@@ -359,7 +360,7 @@ export class Gate {
     const verdict = requiresApproval || type === 'command' ? 'ask' : 'allow'
     if (this.#policies.length === 0 && typeof requiresApproval === 'boolean')
       return { value, verdict, reasons: [] }
-    const given = () => copy(value)
+    const given = () => copyJson(value)
     return opinions().then((all) => all.consult(this, this.#policies, tool, value, given))
   }
 
@@ -403,7 +404,7 @@ export class Gate {
 
   /** The digest of definition, filled input and preview key as they are now. A preview that fails never repeats. */
   async #shown(tool: Tool, input: unknown, filled = canonical(input)) {
-    const made = tool.preview && (await (await opinions()).previewed(this, tool, copy(input)))
+    const made = tool.preview && (await (await opinions()).previewed(this, tool, copyJson(input)))
     const all = `[${definition(tool)},${filled},${made?.key ?? 'null'}]`
     const digest = sha256(all).slice(0, 16)
     return made ? { preview: made.text, digest } : { digest }
@@ -470,7 +471,7 @@ export class Gate {
     const { context, signal, hardSignal, after, watched, mask } = this.scope
     const outer = outlived ? hardSignal : signal
     const started = watched ? performance.now() : 0
-    const input = after || watched ? copy(leave.input) : undefined // a tool may change what it is given
+    const input = after || watched ? copyJson(leave.input) : undefined // a tool may change what it is given
     const clock = new AbortController()
 
     const ended = (answer: Answer, more?: { late?: true }): Answer => {
@@ -511,7 +512,7 @@ export class Gate {
         end = fail(words(error))
       }
       if (after && 'outcome' in end) {
-        const seen = await after({ id: call.id, name: call.name, input: copy(input) }, end, ctx)
+        const seen = await after({ id: call.id, name: call.name, input: copyJson(input) }, end, ctx)
         end = { ...seen, content: this.clean(seen.content) }
       }
       return ended(end, clock.signal.aborted ? { late: true } : {})
@@ -604,22 +605,6 @@ export function words(error: unknown): string {
     return 'an unprintable error'
   }
 }
-/** What a policy or a preview does to its input must not reach the tool. JSON by hand: a tenth of structuredClone. */
-function copy(input: unknown): unknown {
-  if (typeof input !== 'object' || input === null) return input === 0 ? 0 : input // signed as 0, so no -0
-  if (Array.isArray(input)) return input.map((item) => copy(item))
-  if (Object.getPrototypeOf(input) !== Object.prototype) return cloned(input)
-  const made: Record<string, unknown> = { ...input } // a key __proto__ stays a key
-  for (const key of Object.keys(made)) made[key] = copy(made[key])
-  return made
-}
-function cloned(value: object): unknown {
-  try {
-    return structuredClone(value)
-  } catch {
-    return JSON.parse(JSON.stringify(value))
-  }
-}
 
 /** The first field whose characters an approver could not see, in the input as it came or as it was filled. */
 function unseen(tool: Tool, ...inputs: unknown[]): string | undefined {
@@ -634,27 +619,6 @@ function unseen(tool: Tool, ...inputs: unknown[]): string | undefined {
 function hides(value: unknown): boolean {
   if (typeof value === 'string') return invisible(value)
   return typeof value === 'object' && value !== null && Object.entries(value).flat().some(hides)
-}
-
-/** What is wrong with `value` as JSON, if anything. `size` counts its values, and its bytes from above. */
-function flaw(value: unknown, size = { bytes: 0, values: 0 }, depth = 0): string | undefined {
-  size.bytes += 30 // any number, its comma, or the marks around what is longer
-  if (typeof value === 'string') size.bytes += 6 * value.length // all of it as \u0000
-  if (typeof value === 'number' && !Number.isFinite(value)) return 'a number in it is too large'
-  if (typeof value !== 'object' || value === null) return undefined
-  if (depth === maxDepth) return `it is nested more than ${maxDepth} levels deep (limit jsonDepth)`
-  if ('toJSON' in value) size.bytes = Number.POSITIVE_INFINITY // whatever it says of itself
-  const items: unknown[] = Array.isArray(value) ? value : Object.values(value)
-  for (const key of items === value ? [] : Object.keys(value)) {
-    if (refusedKeys.has(key)) return `the key ${key} is refused`
-    size.bytes += 6 * key.length
-  }
-  for (const item of items) {
-    if (++size.values >= maxValues) return `it has more than ${maxValues} values (limit jsonNodes)`
-    const problem = flaw(item, size, depth + 1)
-    if (problem) return problem
-  }
-  return undefined
 }
 
 /** `next` now, or when there is a value. */

@@ -2,7 +2,6 @@
 // missing, changed or reordered line shows. Holds digests of inputs and outputs, never the values.
 // Does not cover: a whole file replaced, or its end cut off, by someone who can write it; keep the last hash elsewhere.
 
-import { createHash } from 'node:crypto'
 import type { Listener, RunFact } from './agent.ts'
 
 const appendFile = () => process.getBuiltinModule('node:fs').promises.appendFile
@@ -154,5 +153,5 @@ function text(value: unknown): string {
   return typeof value === 'string' ? value : (JSON.stringify(value) ?? '')
 }
 function sha256(value: string): string {
-  return createHash('sha256').update(value).digest('hex')
+  return process.getBuiltinModule('node:crypto').createHash('sha256').update(value).digest('hex')
 }

@@ -2,33 +2,38 @@
 // end without a cut answer. Each wraps `(req, res) => Promise<boolean>` and can be left out; the core knows none of them.
 // Covers: slow and half-open clients, DNS rebinding, requests sent twice. Does not cover: TLS, rate limits, who asks.
 
-import { createHash, randomUUID } from 'node:crypto'
 import type { IncomingMessage, OutgoingHttpHeaders, Server, ServerResponse } from 'node:http'
-import { Server as NetServer } from 'node:net'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { DcafError, type ErrorCode } from './providers/provider.ts'
 import type { Store } from './store.ts'
 
 /** `false`: not my path, nothing was touched. */
 export type Handler = (req: IncomingMessage, res: ServerResponse) => Promise<boolean>
 
-// An import of node:http also makes its lazy parts (24 ms); this does not.
-const { ServerResponse: NodeResponse } = process.getBuiltinModule('node:http')
-const open = new Set<ServerResponse>()
+const crypto = () => process.getBuiltinModule('node:crypto')
 
-/** Known until its last byte is with the operating system, or the connection is gone. */
-class KnownResponse extends NodeResponse {
-  constructor(...args: ConstructorParameters<typeof NodeResponse>) {
-    super(...args)
-    open.add(this)
-    this.once('close', () => open.delete(this))
+const open = new Set<ServerResponse>()
+let known: typeof ServerResponse | undefined
+
+/** Whose responses are known until their last byte is with the operating system, or the connection is gone. */
+function knownResponse(): typeof ServerResponse {
+  // An import of node:http also makes its lazy parts (24 ms); this does not, and waits until a server is made.
+  const { ServerResponse: NodeResponse } = process.getBuiltinModule('node:http')
+  return class KnownResponse<Request extends IncomingMessage> extends NodeResponse<Request> {
+    constructor(...args: ConstructorParameters<typeof NodeResponse<Request>>) {
+      super(...args)
+      open.add(this)
+      this.once('close', () => open.delete(this))
+    }
   }
 }
 
 /** For `createServer(serverOptions, listener)` of node:http or node:https. Times in milliseconds. */
 export const serverOptions = {
   /** So that `drain` can tell an idle connection from one whose reader is slow: Node's `closeIdleConnections` cannot. */
-  ServerResponse: KnownResponse,
+  get ServerResponse(): typeof ServerResponse {
+    known ??= knownResponse()
+    return known
+  },
   /** Bytes of all header lines; more is 431. Node's own default, said here because the limits count on it. */
   maxHeaderSize: 16_384,
   /** From the first byte, or the connection, to the end of the headers; later is 408. No honest client takes longer. */
@@ -411,11 +416,12 @@ export async function drain(
   options: DrainOptions = {},
 ): Promise<Drained> {
   const { graceMs = 25_000, hardMs = Math.max(28_000, graceMs) } = options
+  const { setTimeout: sleep } = process.getBuiltinModule('node:timers/promises')
   const started = performance.now()
   const drained: Drained = { aborted: 0, cut: 0, running: 0 }
   handler.drain()
   // The close of node:net: that of node:http also stops the check that ends half-open connections.
-  NetServer.prototype.close.call(server, () => {})
+  process.getBuiltinModule('node:net').Server.prototype.close.call(server, () => {})
   server.headersTimeout = 1
   server.prependListener('request', (_, res: ServerResponse) =>
     res.setHeader('connection', 'close'),
@@ -481,7 +487,7 @@ function pathOf(req: IncomingMessage): string {
 /** The same shape as the handler's own errors. */
 function refuse(res: ServerResponse, status: number, code: ErrorCode, detail: string): true {
   if (res.headersSent || res.destroyed) return true
-  const problem = { detail, code, retryable: status === 503, request_id: randomUUID() }
+  const problem = { detail, code, retryable: status === 503, request_id: crypto().randomUUID() }
   if (status === 503) res.setHeader('retry-after', 1)
   res.setHeader('x-request-id', problem.request_id)
   res.writeHead(status, { 'content-type': 'application/json', 'cache-control': 'no-store' })
@@ -490,7 +496,7 @@ function refuse(res: ServerResponse, status: number, code: ErrorCode, detail: st
 }
 
 function sha256(data: string | Buffer): string {
-  return createHash('sha256').update(data).digest('base64url')
+  return crypto().createHash('sha256').update(data).digest('base64url')
 }
 
 function wrong(message: string): DcafError {

@@ -23,30 +23,23 @@ const minLength = 4
  * case) and in `extra`, and what these hold in turn: the text behind base64, the secret fields of YAML, JSON and INI.
  * Throws `invalid_request` above 1,000 of them, or 256 Ki characters.
  */
-export function secretsOf(
-  context: object = {},
-  extra: readonly (string | undefined)[] = [],
-): string[] {
+export function secretsOf(context: object = {}, extra: Values = []): string[] {
+  return unfolded(givenIn(context, extra))
+}
+type Values = readonly (string | undefined)[]
+
+/** The values as they stand there, before anything is made of them. */
+function givenIn(context: object, extra: Values = []): Set<string> {
   const found = new Set<string>()
   collect(extra, true, found)
-  for (const [key, value] of Object.entries(context))
-    if (secretKeys.has(key)) collect(value, key !== 'scopes', found)
-  const values = [...found].filter((value) => value.length >= minLength)
-  const all = new Set<string>()
-  if (values.length <= maxSecrets && lengthOf(values) <= maxLength)
-    for (const value of values) unfold(value, all)
-  let most = ''
-  if (lengthOf(values) > maxLength || lengthOf(all) > maxLength)
-    most = `platform_context holds over ${maxLength} characters of secret values`
-  if (values.length > maxSecrets || all.size > 4 * maxSecrets)
-    most = `platform_context holds over ${maxSecrets} secret values`
-  if (most) throw new DcafError('invalid_request', most)
-  return [...all]
+  for (const key of secretKeys)
+    collect((context as Record<string, unknown>)[key], key !== 'scopes', found)
+  return found
 }
 
 /** Beside a `Data`, the name and the type of a credential are no secrets. */
 function collect(value: unknown, secret: boolean, found: Set<string>): void {
-  if (typeof value === 'string' && secret) found.add(value)
+  if (typeof value === 'string' && secret && value.length >= minLength) found.add(value)
   // Shorter ones are years, ports and seconds.
   if (Number.isFinite(value) && secret && `${value}`.length >= 6) found.add(`${value}`)
   if (typeof value !== 'object' || value === null) return
@@ -54,6 +47,19 @@ function collect(value: unknown, secret: boolean, found: Set<string>): void {
   const label = entries.some(([key]) => /^data$/i.test(key)) ? /(name|type|kind|^id)$/i : /^$/
   for (const [key, inner] of entries)
     collect(inner, secret ? !label.test(key) : /^credentials?$/i.test(key), found)
+}
+
+function unfolded(given: Set<string>): string[] {
+  const all = new Set<string>()
+  for (const value of limited(given, maxSecrets)) unfold(value, all)
+  return [...limited(all, 4 * maxSecrets)]
+}
+
+function limited(values: Set<string>, count: number): Set<string> {
+  const isFew = values.size <= count
+  if (isFew && lengthOf(values) <= maxLength) return values
+  const most = isFew ? `${maxLength} characters of secret values` : `${maxSecrets} secret values`
+  throw new DcafError('invalid_request', `platform_context holds over ${most}`)
 }
 
 /** `steps`: a kubeconfig in base64 with a certificate in base64 in it takes three. */
@@ -90,104 +96,81 @@ const same: Mask = (text) => text
  * to the text and to the values, whatever they are.
  */
 export function masker(values: readonly string[]): Mask {
-  const needles = new Set(values.flatMap(needlesOf).filter((n) => n.length >= minLength))
-  if (needles.size === 0) return same
-  const words = new Words([...needles].filter((needle) => needle.length < pieceLength))
-  const long = new Set([...needles].filter((needle) => needle.length === pieceLength))
-  const starts = new Uint8Array(8_192) // a bit for each hash of first four characters: passes over nearly all of a text
-  for (const needle of needles) {
-    let hash = 0
-    for (let i = 0; i < minLength; i++) hash = ((hash << 4) ^ needle.charCodeAt(i)) & 65_535
-    starts[hash >> 3] = (starts[hash >> 3] ?? 0) | (1 << (hash & 7))
-  }
-
-  function marksIn(view: View, base: number, marks: Marks): void {
-    const { text } = view
-    const mark = (from: number, to: number): void => {
-      const [start, end] = [base + locate(view, from).start, base + locate(view, to - 1).end]
-      const last = marks.at(-1)
-      if (last && last[0] <= start && start <= last[1]) last[1] = Math.max(last[1], end)
-      else marks.push([start, end])
-    }
-    let state = 0
-    let hash = 0 // of four characters from `start` on: older ones are shifted out
-    for (let start = 1 - minLength; start < text.length; start++) {
-      const ahead = start + minLength - 1
-      hash = ((hash << 4) ^ (ahead < text.length ? text.charCodeAt(ahead) : 0)) & 65_535
-      if (start < 0) continue
-      const isStart = (starts[hash >> 3] ?? 0) & (1 << (hash & 7))
-      if (state === 0 && !isStart) continue
-      if (isStart && long.size > 0 && long.has(text.slice(start, start + pieceLength)))
-        mark(start, start + pieceLength)
-      state = words.next(state, text.charCodeAt(start))
-      const length = words.ending(state)
-      if (length > 0) mark(start + 1 - length, start + 1)
-    }
-  }
-
+  const words = new Set<string>()
+  for (const value of values) for (const form of formsOf(value)) addPieces(form, words)
+  if (words.size === 0) return same
+  const search = new Search(words)
   return (text) => {
-    const marks: Marks = []
+    let hidden: Uint8Array | undefined
     for (let base = 0; base < text.length; base += step) {
       let view: View | undefined = { text: text.slice(base, base + step + overlap) }
       for (let level = 0; view && level <= 4; level++) {
-        marksIn(view, base, marks)
-        view = decode(view)
+        const layer: View = view
+        search.each(layer.text, (from, to) => {
+          hidden ??= new Uint8Array(text.length)
+          hidden.fill(1, base + locate(layer, from).start, base + locate(layer, to - 1).end)
+        })
+        view = decode(layer)
       }
     }
-    let out = ''
-    let done = 0
-    for (const [start, end] of marks.sort((a, b) => a[0] - b[0])) {
-      if (start > done || done === 0) out += `${text.slice(done, start)}[redacted]`
-      done = Math.max(done, end)
+    if (!hidden) return text
+    let masked = ''
+    for (let start = 0, end = 0; start < text.length; start = end) {
+      end = hidden.indexOf(hidden[start] ? 0 : 1, start)
+      if (end < 0) end = text.length
+      masked += hidden[start] ? '[redacted]' : text.slice(start, end)
     }
-    return out + text.slice(done)
+    return masked
   }
 }
-type Marks = [start: number, end: number][]
 
 /** Finds many words in one pass over a text: https://en.wikipedia.org/wiki/Aho-Corasick_algorithm */
-class Words {
+class Search {
+  /** All words, where some are as long as a piece: those are too many for nodes. */
+  readonly #pieces: Set<string> | undefined
+  /** A bit for each hash of first four characters: passes over nearly all of a text. */
+  readonly #starts = new Uint8Array(8_192)
   /** By node: the longest other node that this one ends with, and the length of the longest word it ends with. */
   readonly #fail: Int32Array
   readonly #ending: Uint8Array
   /** The edges: an open hash table from a node and a character to a node; 0, the root, is none. */
-  readonly #from: Int32Array
-  readonly #char: Uint16Array
+  readonly #from: Float64Array
   readonly #to: Int32Array
   readonly #seed = (Math.random() * 2 ** 32) | 1 // nobody chooses words that collide
 
-  constructor(words: string[]) {
+  constructor(all: Set<string>) {
+    const words = [...all].filter((word) => word.length < pieceLength)
+    this.#pieces = words.length < all.size ? all : undefined
     const most = lengthOf(words) + 1
-    const size = 2 ** Math.ceil(Math.log2(1.5 * most))
     this.#fail = new Int32Array(most)
     this.#ending = new Uint8Array(most)
-    this.#from = new Int32Array(size)
-    this.#char = new Uint16Array(size)
-    this.#to = new Int32Array(size)
+    this.#to = new Int32Array(2 ** Math.ceil(Math.log2(1.5 * most)))
+    this.#from = new Float64Array(this.#to.length)
     const nodes = new Int32Array(words.length)
     let last = 0
-    for (
-      let depth = 0;
-      depth < pieceLength;
-      depth++ // all of one depth before the next: `fail` leads to a lesser one
-    )
+    // All of one depth before the next: `fail` leads to a lesser one.
+    for (let depth = 0; depth < pieceLength; depth++)
       for (const [i, word] of words.entries()) {
         if (word.length <= depth) continue
         const [node = 0, char] = [nodes[i], word.charCodeAt(depth)]
         const edge = this.#edge(node, char)
         if (this.#to[edge] === 0) {
+          const fail = node === 0 ? 0 : this.#next(this.#fail[node] ?? 0, char)
           last++
-          const fail = node === 0 ? 0 : this.next(this.#fail[node] ?? 0, char)
           this.#fail[last] = fail
           this.#ending[last] = this.#ending[fail] ?? 0
-          this.#from[edge] = node
-          this.#char[edge] = char
+          this.#from[edge] = node * 65_536 + char
           this.#to[edge] = last
         }
         const next = this.#to[edge] ?? 0
         nodes[i] = next
         if (word.length === depth + 1) this.#ending[next] = word.length
       }
+    for (const word of all) {
+      let hash = 0
+      for (let i = 0; i < minLength; i++) hash = hashed(hash, word.charCodeAt(i))
+      this.#starts[hash >> 3] = (this.#starts[hash >> 3] ?? 0) | (1 << (hash & 7))
+    }
   }
 
   /** Where the edge is, or belongs. */
@@ -195,19 +178,36 @@ class Words {
     const most = this.#to.length - 1
     const hash = Math.imul(Math.imul(node, 65_599) ^ char, this.#seed)
     for (let i = (hash ^ (hash >>> 15)) & most; ; i = (i + 1) & most)
-      if (this.#to[i] === 0 || (this.#from[i] === node && this.#char[i] === char)) return i
+      if (this.#to[i] === 0 || this.#from[i] === node * 65_536 + char) return i
   }
 
-  next(state: number, char: number): number {
+  #next(state: number, char: number): number {
     for (let node = state; ; node = this.#fail[node] ?? 0) {
       const to = this.#to[this.#edge(node, char)] ?? 0
       if (to !== 0 || node === 0) return to
     }
   }
 
-  ending(state: number): number {
-    return this.#ending[state] ?? 0
+  each(text: string, found: (from: number, to: number) => void): void {
+    const starts = this.#starts
+    let node = 0
+    let hash = 0 // of four characters from `start` on: older ones are shifted out
+    for (let start = 1 - minLength; start < text.length; start++) {
+      const ahead = start + minLength - 1
+      hash = hashed(hash, ahead < text.length ? text.charCodeAt(ahead) : 0)
+      const isStart = (starts[hash >> 3] ?? 0) & (1 << (hash & 7))
+      if (start < 0 || (node === 0 && !isStart)) continue
+      if (isStart && this.#pieces?.has(text.slice(start, start + pieceLength)))
+        found(start, Math.min(start + pieceLength, text.length))
+      node = this.#next(node, text.charCodeAt(start))
+      const length = this.#ending[node] ?? 0
+      if (length > 0) found(start + 1 - length, start + 1)
+    }
   }
+}
+
+function hashed(before: number, char: number): number {
+  return ((before << 4) ^ char) & 65_535
 }
 
 function lengthOf(texts: Iterable<string>): number {
@@ -216,51 +216,49 @@ function lengthOf(texts: Iterable<string>): number {
   return sum
 }
 
-const made = new WeakMap<object, { values: string; mask: Mask }>()
+const made = new WeakMap<object, { given: Set<string>; mask: Mask }>()
 
 /** `masker` of a context's secrets, made once for as long as they stay what they are. */
 export function maskOf(context: object): Mask {
-  const values = secretsOf(context)
-  const key = values.join('\0')
+  const given = givenIn(context)
+  if (given.size === 0) return same
   const known = made.get(context)
-  if (known?.values === key) return known.mask
-  const mask = masker(values)
-  made.set(context, { values: key, mask })
+  if (known?.given.size === given.size && known.given.isSubsetOf(given)) return known.mask
+  const mask = masker(unfolded(given))
+  made.set(context, { given, mask })
   return mask
 }
 
 /** The value, and its base64 as it reads in each of the three places that a longer encoded text can have for it. */
-function needlesOf(value: string): string[] {
-  const needles = [value, value.toWellFormed(), value.replaceAll(' ', '+')]
+function formsOf(value: string): Set<string> {
+  const forms = new Set([value, value.toWellFormed(), value.replaceAll(' ', '+')])
   // A text is decoded before it is searched, so a value that itself looks encoded must be known in that state too.
-  for (const needle of needles.slice()) {
-    const once = decode({ text: needle })
-    if (once) needles.push(once.text, decode({ text: once.text })?.text ?? '')
+  for (const form of [...forms]) {
+    const once = decode({ text: form })
+    if (once) forms.add(once.text).add(decode({ text: once.text })?.text ?? '')
   }
   const bytes = Buffer.from(value)
-  for (const before of [0, 1, 2]) {
-    const base64 = Buffer.concat([Buffer.alloc(before), bytes]).toString('base64')
-    const [from, to] = [Math.ceil((before * 4) / 3), Math.floor(((before + bytes.length) * 4) / 3)]
-    const forms = [base64.slice(from, to)] // what neither neighbour has a bit of
-    if (before === 0) forms.push(base64, base64.replace(/=+$/, ''))
-    for (const form of forms) needles.push(form, form.replaceAll('+', '-').replaceAll('/', '_'))
+  const whole = bytes.toString('base64')
+  const bare = whole.replace(/=+$/, '')
+  const sure = whole.slice(0, Math.floor((bytes.length * 4) / 3)) // has no bit of what may follow
+  const base64 = [whole, bare.slice(-pieceLength), sure.slice(-pieceLength)] // one text but for its end
+  for (const before of [1, 2]) {
+    const text = Buffer.concat([Buffer.alloc(before), bytes]).toString('base64')
+    base64.push(text.slice(before + 1, Math.floor(((before + bytes.length) * 4) / 3)))
   }
-  return needles.flatMap(pieces)
+  for (const form of base64) forms.add(form).add(form.replaceAll('+', '-').replaceAll('/', '_'))
+  return forms
 }
 
 const pieceLength = 64
 /** Long texts are searched in steps, so that their decoded forms do not fill the memory; a piece fits in the overlap. */
 const [step, overlap] = [1 << 18, 1 << 12]
 
-function pieces(needle: string): string[] {
-  if (needle.length <= pieceLength) return [needle]
-  const starts = Array.from(
-    { length: Math.floor(needle.length / pieceLength) },
-    (_, i) => i * pieceLength,
-  )
-  return [...starts, needle.length - pieceLength].map((start) =>
-    needle.slice(start, start + pieceLength),
-  )
+function addPieces(form: string, words: Set<string>): void {
+  if (form.length < minLength) return
+  words.add(form.length > pieceLength ? form.slice(-pieceLength) : form)
+  for (let i = 0; i < form.length - pieceLength; i += pieceLength)
+    words.add(form.slice(i, i + pieceLength))
 }
 
 /** A text with one level of encoding off, and the codes that were taken off: `at` here, from `start` to `end` before. */
@@ -319,24 +317,29 @@ export function maskJson(value: unknown, mask: Mask): unknown {
  * tracing ids alone. Not protected: a spread copy, `structuredClone`, a value taken out of it.
  */
 export function platformContext<T extends object>(data: T): T {
-  const show = { value: () => tracing(data) }
-  const { toJSON: _, ...own } = Object.getOwnPropertyDescriptors(data) as PropertyDescriptorMap
-  return Object.create(Object.prototype, { ...own, toJSON: show, [inspect]: show })
+  const context = { ...data }
+  Object.defineProperty(context, 'toJSON', show)
+  Object.defineProperty(context, inspect, show)
+  return context
 }
-const inspect = Symbol.for('nodejs.util.inspect.custom')
 
-export type TracingIds = {
-  user_id?: string
-  session_id?: string
-  run_id?: string
-  request_id?: string
-}
+export type TracingIds = { [Key in (typeof tracingKeys)[number]]?: string }
+
+const tracingKeys = ['user_id', 'session_id', 'run_id', 'request_id'] as const
 
 /** All that events and logs say of a context: those of the four ids that are set. */
 export function tracing(context: object = {}): TracingIds {
-  const { user_id, session_id, run_id, request_id } = context as Record<string, unknown>
-  const ids = Object.entries({ user_id, session_id, run_id, request_id })
-  return Object.fromEntries(ids.filter(([, id]) => typeof id === 'string'))
+  const ids: TracingIds = {}
+  for (const key of tracingKeys) {
+    const id = (context as Record<string, unknown>)[key]
+    if (typeof id === 'string') ids[key] = id
+  }
+  return ids
+}
+const inspect = Symbol.for('nodejs.util.inspect.custom')
+const show = { value: tracingOfThis, enumerable: false, writable: false, configurable: false }
+function tracingOfThis(this: object | undefined): TracingIds {
+  return tracing(this)
 }
 
 /**
@@ -351,23 +354,32 @@ const unseen =
 
 /** What is wrong with parsed JSON, to be asked before anything recursive meets it. A scalar has no level. */
 export function unsound(json: unknown, maxDepth: number, maxNodes: number): string | undefined {
-  let nodes = 1
-  let level = [json]
-  for (let depth = 0; level.length > 0; depth++) {
-    const below: unknown[] = []
-    for (const value of level) {
-      if (typeof value === 'number' && !Number.isFinite(value)) return 'a number in it is too large'
-      if (typeof value !== 'object' || value === null) continue
-      if (depth === maxDepth)
-        return `it is nested more than ${maxDepth} levels deep (limit jsonDepth)`
-      for (const [key, inner] of Object.entries(value)) {
+  return measured(json, maxDepth, maxNodes).problem
+}
+
+/** The same, and in the same walk how many bytes of JSON it is at the most: up to six times what it is. */
+export function measured(json: unknown, maxDepth: number, maxNodes: number) {
+  let nodes = 0
+  let bytes = 0
+  const walk = (value: unknown, levels: number): string | undefined => {
+    if (++nodes > maxNodes) return `it has more than ${maxNodes} values (limit jsonNodes)`
+    if (typeof value === 'number' && !Number.isFinite(value)) return 'a number in it is too large'
+    bytes += typeof value === 'string' ? 6 * value.length + 3 : 25 // "\\u0000", and no number has more digits
+    if (typeof value !== 'object' || value === null) return undefined
+    if (levels === 0) return `it is nested more than ${maxDepth} levels deep (limit jsonDepth)`
+    if ('toJSON' in value) bytes = Number.POSITIVE_INFINITY
+    let problem: string | undefined
+    if (Array.isArray(value))
+      for (let i = 0; i < value.length && !problem; i++) problem = walk(value[i], levels - 1)
+    else
+      for (const key in value) {
         if (key === '__proto__' || key === 'constructor' || key === 'prototype')
           return `the key ${key} is refused`
-        if (++nodes > maxNodes) return `it has more than ${maxNodes} values (limit jsonNodes)`
-        below.push(inner)
+        bytes += 6 * key.length + 3
+        problem = walk((value as Record<string, unknown>)[key], levels - 1)
+        if (problem) return problem
       }
-    }
-    level = below
+    return problem
   }
-  return undefined
+  return { problem: walk(json, maxDepth), bytes }
 }

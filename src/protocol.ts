@@ -1,75 +1,65 @@
-// The HelpDesk wire: TypeBox schemas of what comes in, what a message decides, the shapes that go out, and the one
+// The HelpDesk wire: JSON Schema of what comes in, what a message decides, the shapes that go out, and the one
 // writer of NDJSON. Knows no agent and no HTTP. JSON keys are snake_case here and nowhere else.
 
-import { type Static, type TSchema, Type } from 'typebox'
+import type { XStatic } from 'typebox/schema'
 import { DcafError } from './providers/provider.ts'
 import { compile } from './tool.ts'
 
-/** Absent, null, or this. */
-const maybe = <T extends TSchema>(type: T) => Type.Optional(Type.Union([type, Type.Null()]))
-const text = Type.String()
-const record = Type.Record(Type.String(), Type.Unknown())
-const list = <T extends TSchema>(item: T) => maybe(Type.Array(item))
+// JSON Schema as it is: building it with TypeBox would load all of TypeBox with the package.
+const text = { type: 'string' } as const
+const flag = { type: 'boolean' } as const
+const record = { type: 'object', additionalProperties: true } as const
+const any = {} as const
+/** What is not in `required` may be absent; this may be null too. */
+const maybe = <const T>(type: T) => ({ anyOf: [type, { type: 'null' }] }) as const
+const list = <const T>(items: T) => maybe({ type: 'array', items } as const)
+const object = <const P, const R extends (keyof P)[] = []>(properties: P, required?: R) =>
+  ({ type: 'object', properties, required: required ?? [] }) as const
 
+const count = { type: 'integer', minimum: 1 } as const
 const decided = {
   id: maybe(text),
-  execute: maybe(Type.Boolean()),
+  execute: maybe(flag),
   rejection_reason: maybe(text),
   edited_input: maybe(record),
-  grant: maybe(
-    Type.Object({
-      where: maybe(record),
-      until: maybe(text),
-      max_uses: maybe(Type.Integer({ minimum: 1 })),
-    }),
-  ),
+  grant: maybe(object({ where: maybe(record), until: maybe(text), max_uses: maybe(count) })),
   path: list(text),
 }
-const toolCall = Type.Object({
-  ...decided,
-  name: maybe(text),
-  input: maybe(record),
-  preview: maybe(text),
-})
-const file = Type.Object({ file_path: text, file_content: text })
-const command = Type.Object({ ...decided, command: maybe(text), files: list(file) })
-const executed = Type.Object({
-  id: maybe(text),
-  name: maybe(text),
-  input: Type.Optional(Type.Unknown()),
-  output: Type.Optional(Type.Unknown()),
-})
-const executedCommand = Type.Object({
-  id: maybe(text),
-  command: text,
-  output: Type.Optional(Type.Unknown()),
-})
-const party = maybe(Type.Object({ name: maybe(text), id: maybe(text) }))
+const named = { name: maybe(text), input: maybe(record), preview: maybe(text) }
+const toolCall = object({ ...decided, ...named })
+const file = object({ file_path: text, file_content: text }, ['file_path', 'file_content'])
+const command = object({ ...decided, command: maybe(text), files: list(file) })
+const executed = object({ id: maybe(text), name: maybe(text), input: any, output: any })
+const executedCommand = object({ id: maybe(text), command: text, output: any }, ['command'])
+const party = maybe(object({ name: maybe(text), id: maybe(text) }))
 
-const messageSchema = Type.Object({
-  role: text,
-  content: maybe(text),
-  data: maybe(
-    Type.Object({
-      tool_calls: list(toolCall),
-      approvals: list(toolCall),
-      cmds: list(command),
-      executed_tool_calls: list(executed),
-      executed_approvals: list(executed),
-      executed_cmds: list(executedCommand),
-      url_configs: list(Type.Object({ url: text })),
-      user_file_uploads: list(file),
-      session: maybe(record),
-    }),
-  ),
-  meta_data: maybe(record),
-  timestamp: maybe(text),
-  user: party,
-  agent: party,
-  platform_context: maybe(record),
-  ambient_context: maybe(record),
-})
-export type WireMessage = Static<typeof messageSchema> & { role: 'user' | 'assistant' }
+const messageSchema = object(
+  {
+    role: text,
+    content: maybe(text),
+    data: maybe(
+      object({
+        tool_calls: list(toolCall),
+        approvals: list(toolCall),
+        cmds: list(command),
+        executed_tool_calls: list(executed),
+        executed_approvals: list(executed),
+        executed_cmds: list(executedCommand),
+        url_configs: list(object({ url: text }, ['url'])),
+        user_file_uploads: list(file),
+        session: maybe(record),
+      }),
+    ),
+    meta_data: maybe(record),
+    timestamp: maybe(text),
+    user: party,
+    agent: party,
+    platform_context: maybe(record),
+    ambient_context: maybe(record),
+  },
+  ['role'],
+)
+export type WireMessage = XStatic<typeof messageSchema> & { role: 'user' | 'assistant' }
 export type WireProblem = { path: string; message: string }
 export type WireList = 'tool_calls' | 'approvals' | 'cmds'
 
@@ -190,7 +180,7 @@ export function readItems(message: WireMessage, index: number, limit: number): W
   return [...items.values()]
 }
 
-type Entry = Static<typeof toolCall> & Static<typeof command>
+type Entry = XStatic<typeof toolCall> & XStatic<typeof command>
 
 function entriesOf({ data }: WireMessage): [WireList, number, Entry][] {
   const all = (key: WireList) =>

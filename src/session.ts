@@ -2,30 +2,21 @@
 // Knows neither wire nor store: who keeps it, and whether it travels in the clear, sealed or not at all, is the door's
 // affair. Do not base authorization on it: in the plain mode a client holds it.
 
-import { createRequire } from 'node:module'
 import type { Static, TSchema } from 'typebox'
 import type { XStatic } from 'typebox/schema'
 import { DcafError } from './providers/provider.ts'
-
-/** As far as a session reads it: https://standardschema.dev */
-interface StandardSchema {
-  '~standard': { validate(value: unknown): Validation | Promise<Validation> }
-}
-type Validation = { value: unknown; issues?: undefined } | { issues: readonly Issue[] }
-type Issue = { message: string; path?: readonly (PropertyKey | { key: PropertyKey })[] }
+import { copyJson, issueText, load, type StandardSchema, type Validated } from './schema.ts'
 
 /** The type a schema stands for: TypeBox, JSON Schema written in place or `as const`, or Standard Schema. */
-export type Stored<S> = S extends { '~standard': { types?: infer T } }
-  ? NonNullable<T> extends { output: infer Output }
-    ? Output
-    : unknown
+export type Stored<S> = S extends { '~standard': { types?: { output: infer Output } | undefined } }
+  ? Output
   : S extends TSchema
     ? Static<S>
     : XStatic<S>
 
 export class Session {
-  #values = new Map<string, unknown>()
-  #touched = new Set<string>()
+  readonly #values = new Map<string, unknown>()
+  readonly #touched = new Set<string>()
   #cleared = false
 
   /**
@@ -33,7 +24,8 @@ export class Session {
    * left out. What is no JSON throws as in `set`.
    */
   constructor(data?: object | null) {
-    for (const [key, value] of entriesOf(data ?? {}))
+    if (data === undefined || data === null) return
+    for (const [key, value] of entriesOf(data))
       if (!key.startsWith('$')) this.#values.set(key, value)
   }
 
@@ -48,7 +40,7 @@ export class Session {
   get<const S extends object>(key: string, schema: S, fallback: Stored<S>): Stored<S>
   get(key: string, schema?: object, ...fallback: [unknown?]): unknown {
     if (!this.#values.has(key)) return structuredClone(fallback[0])
-    const value = jsonOf(this.#values.get(key))
+    const value = copyJson(this.#values.get(key))
     if (schema === undefined) return value
     const fit = check(schema, value)
     if ('value' in fit) return fit.value
@@ -104,10 +96,9 @@ export class Session {
    */
   replayOn(newest?: object | null): Session {
     const session = new Session(this.#cleared ? undefined : newest)
-    for (const key of this.#touched) {
+    for (const key of this.#touched)
       if (this.#values.has(key)) session.set(key, this.#values.get(key))
       else session.delete(key)
-    }
     return session
   }
 
@@ -116,7 +107,7 @@ export class Session {
   }
 
   *[Symbol.iterator](): IterableIterator<[key: string, value: unknown]> {
-    for (const [key, value] of this.#values) yield [key, jsonOf(value)]
+    for (const [key, value] of this.#values) yield [key, copyJson(value)]
   }
 }
 
@@ -153,22 +144,19 @@ function jsonOf(value: unknown, path = 'session', parents: readonly object[] = [
 const forbidden = new Set(['__proto__', 'constructor', 'prototype'])
 
 /** Interpreted, not compiled: a schema written in place costs 4 us to interpret and 24 us to compile. */
-function check(schema: object, value: unknown): { value: unknown } | { problem: string } {
+function check(schema: object, value: unknown): Validated {
   if ('~standard' in schema) {
     const result = (schema as StandardSchema)['~standard'].validate(value)
     if (result instanceof Promise) throw wrong('a session is read at once: no async schema')
     if (!result.issues) return result
-    const { path = [], message } = result.issues[0] ?? { message: 'invalid' }
-    const steps = path.map((step) => `/${String(typeof step === 'object' ? step.key : step)}`)
-    return { problem: `${steps.join('')} ${message}`.trim() }
+    return { problem: issueText(result.issues[0] ?? { message: 'invalid' }) }
   }
-  typebox ??= createRequire(import.meta.url)('typebox/schema') as NonNullable<typeof typebox>
+  typebox ??= load('typebox/schema') as NonNullable<typeof typebox>
   if (typebox.Check(schema, value)) return { value }
-  const error = typebox.Errors(schema, value)[1][0]
+  const [error] = typebox.Errors(schema, value)[1]
   return { problem: `${error?.instancePath} ${error?.message}`.trim() }
 }
-/** 30 ms to load, so not before it is needed. */
-let typebox: Pick<typeof import('typebox/schema'), 'Check' | 'Errors'> | undefined
+let typebox: typeof import('typebox/schema') | undefined
 
 function kind(value: unknown): string {
   if (value instanceof Object) return value.constructor?.name ?? 'object'

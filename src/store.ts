@@ -56,12 +56,7 @@ export class MemoryStore implements Store {
     this.#entries.set(key, { value, expires })
   }
 
-  async swap(
-    key: string,
-    expected: string | undefined,
-    value: string,
-    ttlMs?: number,
-  ): Promise<boolean> {
+  async swap(key: string, expected: string | undefined, value: string, ttlMs?: number) {
     if (this.#live(key) !== expected) return false
     await this.set(key, value, ttlMs) // set runs to its end before anything else can: no await before its write
     return true
@@ -80,19 +75,9 @@ const guarded = new WeakMap<Store, Store>()
 
 /** The same store, each of whose failures is `store_unavailable`: a caller's own may reject with anything. */
 export function available(store: Store): Store {
-  if (store instanceof MemoryStore) return store
-  const guard = async <T>(work: () => Promise<T>): Promise<T> => {
-    try {
-      return await work()
-    } catch (cause) {
-      if (cause instanceof DcafError) throw cause
-      throw new DcafError('store_unavailable', `the store failed: ${cause}`, {
-        retryable: true,
-        cause,
-      })
-    }
-  }
-  const made = guarded.get(store) ?? {
+  const known = store instanceof MemoryStore ? store : guarded.get(store)
+  if (known) return known
+  const made: Store = {
     get: (key) => guard(() => store.get(key)),
     set: (key, value, ttlMs) => guard(() => store.set(key, value, ttlMs)),
     swap: (key, expected, value, ttlMs) => guard(() => store.swap(key, expected, value, ttlMs)),
@@ -100,4 +85,14 @@ export function available(store: Store): Store {
   }
   guarded.set(store, made).set(made, made)
   return made
+}
+
+async function guard<T>(work: () => Promise<T>): Promise<T> {
+  try {
+    return await work()
+  } catch (cause) {
+    if (cause instanceof DcafError) throw cause
+    const message = `the store failed: ${cause}`
+    throw new DcafError('store_unavailable', message, { retryable: true, cause })
+  }
 }

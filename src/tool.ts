@@ -1,12 +1,12 @@
 // What can be done: one function that turns a definition into a Tool, with its input typed, validated and filled.
-// Knows no agent, no approval and no wire; nothing here runs a tool.
-// Schemas: JSON Schema 2020-12, TypeBox, TypeScript text, Standard Schema (https://standardschema.dev).
+// Knows no agent, no approval and no wire; nothing here runs a tool. What an `input` may be: schema.ts.
 
-import { createRequire } from 'node:module'
-import { type Static, type TSchema, Type } from 'typebox'
-import type { XStatic } from 'typebox/schema'
+import type { Static, Type } from 'typebox'
 import { DcafError, type ToolSpec } from './providers/provider.ts'
-import type { Session } from './session.ts'
+import { inputOf, type Validated } from './schema.ts'
+import type { Session, Stored } from './session.ts'
+
+export { compile, type StandardSchema, type Validated } from './schema.ts'
 
 export type Word = 'allow' | 'ask' | 'deny'
 export type Verdict = Word | { verdict: Word; reason?: string }
@@ -46,39 +46,19 @@ export interface ToolContext {
   delegate(child: unknown, messages: string): Promise<unknown>
 }
 
-/** The standard-schema.dev shape, as far as it is read here. */
-export interface StandardSchema<Output = unknown> {
-  '~standard': {
-    version: 1
-    vendor: string
-    validate(value: unknown): StandardResult<Output> | Promise<StandardResult<Output>>
-    types?: { input: unknown; output: Output } | undefined
-    jsonSchema?: { input(options: { target: string }): Record<string, unknown> }
-  }
-}
-type StandardResult<Output> =
-  | { value: Output; issues?: undefined }
-  | { issues: readonly { message: string; path?: readonly unknown[] | undefined }[] }
-
-type Script<S extends string> = ReturnType<typeof Type.Script<S>>
 /** The type `execute` gets, from any of the four ways to write `input`. */
 export type InputOf<S> = S extends string
   ? string extends S
     ? Record<string, unknown>
-    : Static<Script<S>>
-  : S extends { '~standard': { types?: infer T } }
-    ? NonNullable<T> extends { output: infer Output }
-      ? Output
-      : unknown
-    : S extends TSchema
-      ? Static<S>
-      : XStatic<S>
+    : Static<ReturnType<typeof Type.Script<S>>>
+  : Stored<S>
+type NoObject = { input: 'is not the text of a TypeScript object type' }
 type TextIsObject<S> = S extends string
   ? [InputOf<S>] extends [never] | [readonly unknown[]]
-    ? { input: 'is not the text of a TypeScript object type' }
+    ? NoObject
     : [InputOf<S>] extends [object]
       ? unknown
-      : { input: 'is not the text of a TypeScript object type' }
+      : NoObject
   : unknown
 
 export interface ToolDefinition<S> {
@@ -129,12 +109,11 @@ export interface Tool extends ToolSpec, Required<Pick<ToolDefinition<object>, Fl
   approvalTtlMs: number | undefined
   allowInvisible: true | string[]
   execute: (input: Filled, ctx: ToolContext) => unknown
-  /** The input with defaults filled, or what is wrong with it, naming the field. */
+  /** A copy of the input with defaults filled, or what is wrong with it; later only where its Standard Schema says so later. */
   validate(input: unknown): Validated | Promise<Validated>
   /** Set by subagent.ts: the agent behind this tool. */
   agent?: unknown
 }
-export type Validated = { value: unknown } | { problem: string }
 type Flag = 'idempotent' | 'editable' | 'type' | 'approver' | 'quorum' | 'grantable'
 
 /** Throws `invalid_argument` for whatever is wrong for good. */
@@ -149,7 +128,8 @@ export function tool<const S>(definition: ToolDefinition<S>): Tool {
     throw fault('description is missing: the model and the approver read it')
   if (typeof execute !== 'function') throw fault('execute must be a function (input, ctx) => ...')
   const { preview, timeoutMs, approvalTtlMs, type = 'tool_call', quorum = 1 } = definition
-  const { approver = 'requester', editable = false, requiresApproval } = definition
+  const { approver = 'requester', editable = false, idempotent = false } = definition
+  const { requiresApproval, grantable = false, allowInvisible = [] } = definition
   for (const [key, value] of Object.entries({ timeoutMs, approvalTtlMs, quorum }))
     if (value !== undefined && !(Number.isSafeInteger(value) && value > 0))
       throw fault(`${key} must be a whole number above 0, got ${value}`)
@@ -162,24 +142,11 @@ export function tool<const S>(definition: ToolDefinition<S>): Tool {
   if (type === 'command' && requiresApproval === false)
     throw fault('a tool of type command always asks; leave requiresApproval out')
 
-  const input = inputOf(definition.input, definition.defaults, fault)
+  const { schema, validate } = inputOf(definition.input, definition.defaults, fault)
   return {
-    name,
-    description,
-    input: input.schema,
+    ...{ name, description, input: schema, validate, execute, preview, timeoutMs, approvalTtlMs },
+    ...{ type, approver, quorum, editable, idempotent, grantable, allowInvisible },
     requiresApproval: requiresApproval ?? type === 'command',
-    preview,
-    timeoutMs,
-    approvalTtlMs,
-    idempotent: definition.idempotent ?? false,
-    editable,
-    type,
-    approver,
-    quorum,
-    grantable: definition.grantable ?? false,
-    allowInvisible: definition.allowInvisible ?? [],
-    execute,
-    validate: input.validate,
   }
 }
 
@@ -199,171 +166,6 @@ function commandText(value: object | null): unknown {
   const errors = `${stderr ?? ''}`.trim() ? `Errors:\n${stderr}` : ''
   const code = (exitCode ?? 0) === 0 ? '' : `Exit code: ${exitCode}`
   return [`${stdout ?? ''}`.trimEnd(), errors.trimEnd(), code].filter(Boolean).join('\n')
-}
-
-type Json = Record<string, unknown>
-type Validate = Tool['validate']
-
-function inputOf(input: unknown, defaults: Json | undefined, fault: (p: string) => DcafError) {
-  if (typeof input === 'string') {
-    const schema = Type.Script(input) as unknown as Json
-    if (schema.type !== 'object' || JSON.stringify(schema).includes('"$ref":"'))
-      throw fault(`input is not the text of a TypeScript object type: ${JSON.stringify(input)}`)
-    return jsonInput(schema, defaults, fault)
-  }
-  if (input !== null && (typeof input === 'object' || typeof input === 'function')) {
-    const standard = (input as Partial<StandardSchema>)['~standard']
-    if (!standard) return jsonInput(input as Json, defaults, fault)
-    let schema: Json | undefined
-    let why = 'Hand over one that does (valibot: toStandardJsonSchema from @valibot/to-json-schema)'
-    try {
-      schema = standard.jsonSchema?.input({ target: 'draft-2020-12' })
-    } catch (error) {
-      why = String(error)
-    }
-    if (!schema) throw fault(`its ${standard.vendor} schema gives no JSON Schema. ${why}`)
-    if (defaults) throw fault('write defaults in the schema itself')
-    const { schema: shown } = jsonInput(schema, undefined, fault)
-    const validate: Validate = async (value) => {
-      try {
-        const result = await standard.validate(value)
-        if (!result.issues) return { value: result.value }
-        const problems = result.issues.map((i) => `${pointer(i.path)} ${i.message}`.trim())
-        return { problem: problems.join('; ') || 'invalid' }
-      } catch (error) {
-        return { problem: error instanceof Error ? error.message : 'its schema failed' }
-      }
-    }
-    return { schema: shown, validate }
-  }
-  throw fault('input must be TypeScript text, a TypeBox or JSON Schema, or a Standard Schema')
-}
-
-function jsonInput(source: Json, defaults: Json | undefined, fault: (p: string) => DcafError) {
-  if (source.type !== 'object')
-    throw fault(`input must be a schema of type object, got ${JSON.stringify(source.type)}`)
-  const schema = { ...source, properties: { ...(source.properties as Json) } } as Json & {
-    properties: Record<string, Json>
-  }
-  for (const [key, value] of Object.entries(defaults ?? {})) {
-    if (!Object.hasOwn(schema.properties, key)) throw fault(`defaults.${key} is no property`)
-    schema.properties[key] = { ...schema.properties[key], default: value }
-  }
-  for (const [key, property] of defaulted(schema)) {
-    const problem = problems(within(schema, property), fill(property, property.default, schema))
-    if (problem) throw fault(`the default of ${key} fails its schema: ${problem}`)
-  }
-  let check: Validator | undefined
-  const validate: Validate = (value) => {
-    check ??= compile(schema)
-    const filled = fill(schema, value, schema)
-    const problem = problems(check, filled)
-    return problem ? { problem } : { value: filled }
-  }
-  return { schema: withoutDefaulted(JSON.parse(JSON.stringify(schema))) as Json, validate }
-}
-
-/** Every property that has a default, however deep. */
-function* defaulted(schema: unknown): Generator<[string, Json]> {
-  if (typeof schema !== 'object' || schema === null) return
-  const { properties } = schema as { properties?: Record<string, Json> }
-  for (const [key, property] of Object.entries(properties ?? {}))
-    if (typeof property === 'object' && 'default' in property) yield [key, property]
-  for (const part of Object.values(schema)) yield* defaulted(part)
-}
-
-/** A part of a schema by itself, its references still leading somewhere. */
-function within({ $defs, definitions }: Json, part: unknown): Validator {
-  const more = { ...($defs ? { $defs } : {}), ...(definitions ? { definitions } : {}) }
-  return compile(typeof part === 'object' ? { ...part, ...more } : part)
-}
-
-type Branches = {
-  properties?: Record<string, Json>
-  items?: unknown
-  allOf?: unknown[]
-  anyOf?: unknown[]
-  oneOf?: unknown[]
-  $ref?: unknown
-}
-
-/** A copy of `value` with the defaults of `schema` filled in; of a choice those of the first branch that then fits. */
-function fill(schema: unknown, value: unknown, root: Json): unknown {
-  if (typeof schema !== 'object' || schema === null) return value
-  if (typeof value !== 'object' || value === null) return value
-  const { properties, items, allOf = [], anyOf, oneOf, $ref } = schema as Branches
-  let filled = value as Json | unknown[]
-  if (Array.isArray(filled)) filled = items ? filled.map((item) => fill(items, item, root)) : filled
-  else {
-    filled = { ...filled }
-    for (const [key, property] of Object.entries(properties ?? {})) {
-      if (Object.hasOwn(filled, key)) filled[key] = fill(property, filled[key], root)
-      else if (typeof property === 'object' && 'default' in property)
-        filled[key] = fill(property, structuredClone(property.default), root)
-    }
-  }
-  const steps = typeof $ref === 'string' && $ref.startsWith('#/') ? $ref.slice(2).split('/') : []
-  const referred = steps.reduce((at: unknown, step) => (at as Json | undefined)?.[step], root)
-  const parts = steps.length > 0 ? [...allOf, referred] : allOf
-  for (const part of parts) filled = fill(part, filled, root) as Json
-  for (const choice of [anyOf, oneOf]) {
-    const tried = choice?.map((branch) => ({ branch, made: fill(branch, filled, root) }))
-    const fit = tried?.find(({ branch, made }) => within(root, branch).Check(made))
-    if (fit) filled = fit.made as Json
-  }
-  return filled
-}
-
-/** The schema for the model: what has a default need not be given. Changes its argument. */
-function withoutDefaulted(schema: unknown): unknown {
-  if (typeof schema !== 'object' || schema === null) return schema
-  const { properties, required } = schema as {
-    properties?: Record<string, Json>
-    required?: string[]
-  }
-  for (const value of Object.values(schema)) withoutDefaulted(value)
-  if (properties && Array.isArray(required))
-    (schema as Json).required = required.filter((key) => !('default' in (properties[key] ?? {})))
-  return schema
-}
-
-type Validator = {
-  Check(value: unknown): boolean
-  Errors(value: unknown): [boolean, SchemaError[]]
-}
-type SchemaError = {
-  instancePath: string
-  message: string
-  params: { allowedValues?: unknown[]; allowedValue?: unknown }
-}
-
-/** TypeBox's compiler takes 30 ms to load: it is loaded when the first input is checked. */
-export function compile(schema: unknown): Validator {
-  load ??= createRequire(import.meta.url)
-  return load('typebox/schema').Compile(schema)
-}
-let load: NodeJS.Require | undefined
-
-function problems(validator: Validator, value: unknown): string | undefined {
-  if (validator.Check(value)) return undefined
-  const errors = validator.Errors(value)[1].slice(0, 5)
-  return (
-    errors.map((e) => `${e.instancePath || 'input'} ${e.message}${allowed(e)}`).join('; ') ||
-    'invalid'
-  )
-}
-
-/** The schema's own values, so that a model need not guess again. */
-function allowed({ params }: SchemaError): string {
-  if (params.allowedValues)
-    return `: ${params.allowedValues.map((v) => JSON.stringify(v)).join(', ')}`
-  return 'allowedValue' in params ? `: ${JSON.stringify(params.allowedValue)}` : ''
-}
-
-function pointer(path: readonly unknown[] = []): string {
-  const key = (step: unknown) =>
-    typeof step === 'object' && step !== null && 'key' in step ? step.key : step
-  return path.map((step) => `/${String(key(step))}`).join('')
 }
 
 function wrong(message: string): DcafError {

@@ -10,6 +10,7 @@ const free = [
   'providers/provider',
   'mask',
   'store',
+  'schema',
   'session',
   'tool',
   'proof',
@@ -20,9 +21,10 @@ const free = [
 const allowed: Record<string, string[]> = {
   'providers/provider': [],
   store: ['providers/provider'],
-  session: ['providers/provider'],
+  schema: [],
+  session: ['providers/provider', 'schema'],
   mask: ['providers/provider'],
-  tool: ['providers/provider', 'session'],
+  tool: ['providers/provider', 'schema', 'session'],
   proof: ['providers/provider', 'store', 'tool'],
   approval: [
     'providers/provider',
@@ -32,6 +34,7 @@ const allowed: Record<string, string[]> = {
     'mask',
     'opinions',
     'proof',
+    'schema',
     'tool',
     'trust',
   ],
@@ -45,7 +48,7 @@ const allowed: Record<string, string[]> = {
     ...['providers/provider', 'approval', 'mask', 'messages', 'proof', 'session', 'store', 'tool'],
     ...['children', 'facts', 'interceptors', 'sealing', 'strays'],
   ],
-  protocol: ['providers/provider', 'tool'],
+  protocol: ['providers/provider', 'schema', 'tool'],
   http: [
     'providers/provider',
     'agent',

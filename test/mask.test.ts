@@ -7,6 +7,7 @@ import {
   masker,
   maskJson,
   maskOf,
+  measured,
   platformContext,
   secretKeys,
   secretsOf,
@@ -392,4 +393,25 @@ test('refuses JSON that is too deep, too large, or names a prototype', () => {
   for (const key of ['__proto__', 'constructor', 'prototype'])
     assert.equal(unsound(JSON.parse(`[{"a":{"${key}":1}}]`), 64, 99), `the key ${key} is refused`)
   for (const scalar of ['text', 1, null, true]) assert.equal(unsound(scalar, 0, 1), undefined)
+})
+
+test('says of any value how many bytes its JSON has at the most, and of plain JSON not much more', () => {
+  const bytes = (value: unknown) => Buffer.byteLength(JSON.stringify(value) ?? '')
+  const most = (value: unknown) => measured(value, 99, 1e6)
+  for (const worst of [
+    '\0'.repeat(9),
+    '\ud800',
+    -1.2345678901234567e-100,
+    { '\x01': [null, false] },
+  ])
+    assert.ok(most(worst).bytes >= bytes(worst), JSON.stringify(worst))
+  fc.assert(
+    fc.property(fc.jsonValue(), (value) => {
+      const { problem, bytes: atMost } = most(value)
+      assert.ok(problem !== undefined || atMost >= bytes(value))
+      assert.ok(atMost <= 30 * bytes(value))
+    }),
+  )
+  for (const hidden of [new Date(0), [{ toJSON: () => 'x'.repeat(99) }]])
+    assert.equal(most(hidden).bytes, Number.POSITIVE_INFINITY)
 })

@@ -156,6 +156,45 @@ for (const [style, made] of Object.entries(styles)) {
   })
 }
 
+for (const [style, made] of Object.entries(styles))
+  test(`${style}: the answer is there at once`, () => {
+    const all = { city: 'Ulm', days: 3, units: 'celsius' }
+    assert.deepEqual(made.validate(all), { value: all })
+    assert.ok('problem' in made.validate({ city: 7 }))
+  })
+
+test('the value shares nothing with what was given, and has no -0', () => {
+  const schema = { type: 'object', properties: { list: { type: 'array' }, a: { default: 1 } } }
+  const { a: _, ...properties } = schema.properties
+  for (const made of [over(schema), over({ ...schema, properties })]) {
+    const given = { list: [{ deep: [-0] }], a: 1, at: { __proto__: null, b: new Date(0) } }
+    const result = made.validate(given)
+    assert.deepEqual(result, { value: { list: [{ deep: [0] }], a: 1, at: { b: new Date(0) } } })
+    const { value } = result as { value: typeof given }
+    assert.notEqual(value.list, given.list)
+    assert.notEqual(value.list[0], given.list[0])
+    assert.notEqual(value.list[0]?.deep, given.list[0]?.deep)
+    assert.ok(Object.is(given.list[0]?.deep[0], -0))
+  }
+})
+
+test('a Standard Schema gets a copy too', async () => {
+  const given = { list: [] as number[] }
+  const made = over(
+    z.object({ list: z.array(z.number()) }).refine(({ list }) => list.push(1) && true),
+  )
+  await made.validate(given)
+  assert.deepEqual(given, { list: [] })
+})
+
+test('a __proto__ key stays a key of the value', () => {
+  const { value } = over({ type: 'object' }).validate(
+    JSON.parse('{"__proto__":{"isAdmin":true}}'),
+  ) as { value: { isAdmin?: boolean } }
+  assert.deepEqual(Object.keys(value), ['__proto__'])
+  assert.equal(value.isAdmin, undefined)
+})
+
 test('the words of an enum are told to whoever missed them', async () => {
   assert.match(
     JSON.stringify(await styles.json?.validate({ city: 'Ulm', units: 'kelvin' })),
@@ -244,6 +283,32 @@ test('a schema that checks asynchronously is waited for, one that throws is a pr
     }),
   })
   assert.deepEqual(await over(broken).validate({ n: 0 }), { problem: 'no registry' })
+})
+
+test('a schema that throws at once is a problem too, whatever it throws', () => {
+  const validate = (thrown: unknown) =>
+    over({
+      '~standard': {
+        version: 1,
+        vendor: 'own',
+        jsonSchema: { input: () => ({ type: 'object' }) },
+        validate: () => {
+          throw thrown
+        },
+      },
+    }).validate({})
+  assert.deepEqual(validate(new Error('no registry')), { problem: 'no registry' })
+  assert.deepEqual(validate('gone'), { problem: 'its schema failed' })
+})
+
+test('an input that cannot be cloned is copied as its JSON', () => {
+  class Pod {
+    name = 'web'
+    stop() {}
+    act = () => 1
+  }
+  const made = over({ type: 'object' })
+  assert.deepEqual(made.validate({ pod: new Pod() }), { value: { pod: { name: 'web' } } })
 })
 
 // ------------------------------------------------------------ defaults, wherever they are
