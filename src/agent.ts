@@ -393,15 +393,15 @@ export class Desk {
     const { emit } = this.options
     const isEnd = event.type === 'done' || event.type === 'error'
     if (!emit || this.#deaf || (this.over && !isEnd)) return
-    const deafen = (cause: unknown): never => {
-      this.#deaf = true
-      throw new DcafError('internal_error', 'emit failed', { cause })
-    }
     try {
-      return emit(event)?.then(undefined, deafen)
+      return emit(event)?.then(undefined, this.#deafen)
     } catch (error) {
-      deafen(error)
+      this.#deafen(error)
     }
+  }
+  #deafen = (cause: unknown): never => {
+    this.#deaf = true
+    throw new DcafError('internal_error', 'emit failed', { cause })
   }
 }
 
@@ -496,7 +496,13 @@ export class Run {
           (await import('./children.ts')).delegate(this, call, child as Agent, text),
       }),
     }
-    const isFrozen = () => this.frozen.map((f) => f()).find((reason) => reason !== false) ?? false
+    const isFrozen = () => {
+      for (const reason of this.frozen) {
+        const why = reason()
+        if (why !== false) return why
+      }
+      return false
+    }
     this.gate = new Gate(this.scope, tools, [agent.policy ?? []].flat(), isFrozen, path)
   }
 }
@@ -775,18 +781,22 @@ async function settle(self: Run, last: Turn): Promise<void> {
   const calls = unsettled(self, last)
   if (calls.length === 0) return
   const judged = calls.map((call) => propose(self, call))
-  const proposals = await all(judged)
+  const isSlow = judged.some((one) => one instanceof Promise)
+  const proposals = (isSlow ? await Promise.all(judged) : judged) as Proposal[]
   const ready: Ready[] = []
   for (let i = 0; i < calls.length; i++) {
-    const [call, proposal] = [calls[i] as Call, proposals[i] as Proposal]
+    const call = calls[i] as Call
+    const proposal = proposals[i] as Proposal
     if ('run' in proposal) ready.push({ call, run: proposal.run })
     else if ('ask' in proposal) await askFor(self, call, proposal)
     else apply(self, call, proposal)
   }
-  const failure = await pooled(self, ready)
+  const pool = pooled(self, ready)
+  const failure = pool instanceof Promise ? await pool : pool
   const ran = executedIn(self, ready)
   if (failure) throw failure.error
-  if (ran.length > 0) await desk.emit({ type: 'executed_tool_calls', executedToolCalls: ran })
+  const told = ran[0] && desk.emit({ type: 'executed_tool_calls', executedToolCalls: ran })
+  if (told) await told
   const malformed = calls.every((call) => typeof call.input !== 'object')
   self.malformed = malformed ? self.malformed + 1 : 0
   if (self.malformed > 2) self.stop = 'limit'
@@ -795,11 +805,6 @@ async function settle(self: Run, last: Turn): Promise<void> {
 async function askFor(self: Run, call: Call, proposal: Extract<Proposal, { ask: unknown }>) {
   const no = mayAsk(self, { ...call, input: proposal.input })
   apply(self, call, no ?? (await proposal.ask()))
-}
-
-/** As `Promise.all`; no promise where none is in it. */
-function all<T>(items: (T | Promise<T>)[]): T[] | Promise<T[]> {
-  return items.some((item) => item instanceof Promise) ? Promise.all(items) : (items as T[])
 }
 
 function executedIn({ tools, path, desk }: Run, ready: Ready[]): ExecutedCall[] {
@@ -879,8 +884,10 @@ function perform(self: Run, { call, run }: Ready): void | Promise<void> {
 
 function propose(self: Run, call: Call): Proposal | Promise<Proposal> {
   const { desk, limits, around, tools } = self
-  const most = `Not run: this run reached its limit of ${limits.toolCalls} tool calls (toolCalls).`
-  if (desk.toolCalls++ >= limits.toolCalls) return { outcome: 'error', content: most }
+  if (desk.toolCalls++ >= limits.toolCalls) {
+    const most = `Not run: this run reached its limit of ${limits.toolCalls} tool calls (toolCalls).`
+    return { outcome: 'error', content: most }
+  }
   if (around?.offered && tools.has(call.name) && !around.offered.has(call.name))
     return { outcome: 'error', content: `The tool ${call.name} is not offered now.` }
   return self.gate.propose(call, (input) => rejection(self, { ...call, input }) === undefined)
@@ -983,7 +990,8 @@ async function think(self: Run): Promise<ModelReply> {
   if (unsaid) await onDelta?.({ text: unsaid })
   if (live && around?.piece) await around.piece('', true, self.say)
   if (around) reply = await around.reply(reply, live ? self.streamed : undefined)
-  if (!live) await utter(self, talk.textOf(reply.parts))
+  const said = live ? undefined : utter(self, talk.textOf(reply.parts))
+  if (said) await said
   return reply
 }
 

@@ -563,14 +563,16 @@ export function paused(state: unknown): Paused {
   return new Paused(state)
 }
 
-const definitions = new WeakMap<Tool, string>()
-/** What of a tool an approval holds for, canonical: a tool is made once. */
+const definitions = new WeakMap<Tool, { all: unknown[]; text: string }>()
+/** What of a tool an approval holds for, canonical; made anew where somebody changed the tool. */
 function definition(tool: Tool): string {
   const { name, description, input, type, approver, quorum, editable, idempotent } = tool
   const all = [name, description, input, type, approver, quorum, editable, idempotent]
-  const made = definitions.get(tool) ?? canonical(all)
-  definitions.set(tool, made)
-  return made
+  const known = definitions.get(tool)
+  if (known?.all.every((value, i) => value === all[i])) return known.text
+  const text = canonical(all)
+  definitions.set(tool, { all, text })
+  return text
 }
 
 /** A changed input, wherever the client put it; an echo equals the model's input or the filled one. */
