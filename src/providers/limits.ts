@@ -72,9 +72,8 @@ export function timeoutError(provider: string, host: string, option: keyof Timeo
   return new ProviderError('provider_timeout', message, { provider, retryable: true, maxRetries })
 }
 
-/** First-event, idle and step clock of one attempt on one timer, which looks at the time instead of being reset. */
+/** First-event, idle and step clock of one attempt. All attempts share a timer, which looks at the time and is not reset. */
 export class Watch {
-  #timer: NodeJS.Timeout | undefined
   #last = performance.now()
   #silence: 'firstEventMs' | 'idleMs' = 'firstEventMs'
   #isHeld = false
@@ -87,7 +86,9 @@ export class Watch {
     this.#timeouts = timeouts
     this.#expired = expired
     this.#end = this.#last + stepMs
-    this.#arm(this.#last)
+    if (watches.size === 0) timer?.ref()
+    watches.add(this)
+    arm(this.#last, this.#next(this.#last))
   }
 
   /** Something arrived. */
@@ -103,25 +104,46 @@ export class Watch {
   }
 
   stop(): void {
-    clearTimeout(this.#timer)
+    if (watches.delete(this) && watches.size === 0) timer?.unref()
   }
 
-  #arm(now: number): void {
+  /** When to look again. */
+  look(now: number): number {
+    const option = now >= this.#end ? 'stepMs' : now >= this.#due(now) ? this.#silence : undefined
+    if (!option) return this.#next(now)
+    this.stop()
+    queueMicrotask(() => this.#expired(option)) // what it throws is not the others' affair
+    return Number.POSITIVE_INFINITY
+  }
+
+  /** Never later than the idle clock may want it, so that `touch` need not set the timer again. */
+  #next(now: number): number {
     const { firstEventMs, idleMs } = this.#timeouts
-    // Never later than the idle clock may want it, so that `touch` need not set it again.
-    const next = Math.min(this.#end, this.#due(now), now + firstEventMs, now + idleMs)
-    const wait = Math.min(Math.max(Math.ceil(next - now), 1), longestMs)
-    this.#timer = setTimeout(() => this.#look(), wait)
+    return Math.min(this.#end, this.#due(now), now + firstEventMs, now + idleMs)
   }
 
   #due(now: number): number {
     return (this.#isHeld ? now : this.#last) + this.#timeouts[this.#silence]
   }
+}
 
-  #look(): void {
-    const now = performance.now()
-    if (now >= this.#end) this.#expired('stepMs')
-    else if (now >= this.#due(now)) this.#expired(this.#silence)
-    else this.#arm(now)
-  }
+/** Those that run; the timer keeps the process alive for them. A timer for each would cost more than all they do. */
+const watches = new Set<Watch>()
+let timer: NodeJS.Timeout | undefined
+let rings = Number.POSITIVE_INFINITY
+
+function arm(now: number, at: number): void {
+  if (at >= rings) return
+  clearTimeout(timer)
+  rings = at
+  timer = setTimeout(ring, Math.min(Math.max(Math.ceil(at - now), 1), longestMs))
+}
+
+function ring(): void {
+  const now = performance.now()
+  rings = Number.POSITIVE_INFINITY
+  timer = undefined
+  let next = rings
+  for (const watch of watches) next = Math.min(next, watch.look(now))
+  arm(now, next)
 }
