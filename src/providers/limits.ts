@@ -77,6 +77,8 @@ export class Watch {
   #last = performance.now()
   #silence: 'firstEventMs' | 'idleMs' = 'firstEventMs'
   #isHeld = false
+  /** Its place among the `watches`, or -1. */
+  #at: number
   readonly #end: number
   readonly #timeouts: Timeouts
   readonly #expired: (option: keyof Timeouts) => void
@@ -86,8 +88,8 @@ export class Watch {
     this.#timeouts = timeouts
     this.#expired = expired
     this.#end = this.#last + stepMs
-    if (watches.size === 0) timer?.ref()
-    watches.add(this)
+    if (watches.length === 0) timer?.ref()
+    this.#at = watches.push(this) - 1
     arm(this.#last, this.#next(this.#last))
   }
 
@@ -104,7 +106,13 @@ export class Watch {
   }
 
   stop(): void {
-    if (watches.delete(this) && watches.size === 0) timer?.unref()
+    const last = watches.at(-1)
+    if (this.#at < 0 || !last) return
+    watches[this.#at] = last
+    last.#at = this.#at
+    this.#at = -1
+    watches.pop()
+    if (watches.length === 0) timer?.unref()
   }
 
   /** When to look again. */
@@ -127,8 +135,11 @@ export class Watch {
   }
 }
 
-/** Those that run; the timer keeps the process alive for them. A timer for each would cost more than all they do. */
-const watches = new Set<Watch>()
+/**
+ * Those that run; the timer keeps the process alive for them. A timer for each would cost more than all they do, and a
+ * Set that is added to and deleted from all the time keeps what it held for the garbage collector's old space.
+ */
+const watches: Watch[] = []
 let timer: NodeJS.Timeout | undefined
 let rings = Number.POSITIVE_INFINITY
 
@@ -144,6 +155,9 @@ function ring(): void {
   rings = Number.POSITIVE_INFINITY
   timer = undefined
   let next = rings
-  for (const watch of watches) next = Math.min(next, watch.look(now))
+  // From the end, since one that is late takes itself away.
+  for (let i = watches.length - 1; i >= 0; i--) {
+    next = Math.min(next, watches[i]?.look(now) ?? next)
+  }
   arm(now, next)
 }
