@@ -82,6 +82,20 @@ export class Memory<T extends object, W extends object> {
   }
 }
 
+/** JSON of what is the same in most requests, though made anew for each: instructions, which can be long. */
+export class Last {
+  #seen: unknown[] = []
+  #written = new Written('')
+
+  of(value: object): Written {
+    if (stands(value, this.#seen) < 0) {
+      this.#written = new Written(wellFormed(value) ?? 'null')
+      this.#seen = listed(value, [])
+    }
+    return this.#written
+  }
+}
+
 /** A `merge` for wires on which user and assistant must take turns. */
 export function alternating<W extends { role: unknown; content: unknown[] }>(
   before: W,

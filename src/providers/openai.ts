@@ -5,7 +5,7 @@
 import { createHash } from 'node:crypto'
 import { ChatFold, type Kept, whole } from './chat-reply.ts'
 import { configError, errorWords, ProviderError, unsupportedFile } from './errors.ts'
-import { Memory } from './history.ts'
+import { Last, Memory } from './history.ts'
 import type { Message, ModelRequest, Part, ToolResult, ToolSpec } from './provider.ts'
 import { inputObject } from './reply.ts'
 import * as wire from './wire.ts'
@@ -84,6 +84,7 @@ export function chatWire(chat: Chat): Omit<wire.Wire, 'url' | 'headers'> {
   const { name, model, extra, promptCacheKey, includeUsage = true } = chat
   const history = new Memory((message: Message) => toMessages(message, chat))
   const offered = new Memory(toTool)
+  const said = new Last()
   const { systemRole: role = 'system' } = chat
 
   function withSystem(system: ModelRequest['system'], messages: Message[]) {
@@ -91,7 +92,7 @@ export function chatWire(chat: Chat): Omit<wire.Wire, 'url' | 'headers'> {
     for (const block of system) text += text && block.text ? `\n\n${block.text}` : block.text
     if (text === '') return history.of(messages)
     if (role !== 'user' || messages[0]?.role !== 'user')
-      return [{ role, content: text }, ...history.of(messages)]
+      return [said.of({ role, content: text }), ...history.of(messages)]
     // One message: the templates of models without this role want users and assistants to alternate.
     const [first, ...rest] = messages
     return history.of([{ role, parts: [{ type: 'text', text }, ...first.parts] }, ...rest])
@@ -169,6 +170,8 @@ function toToolChoice(choice: 'none' | { name: string }) {
 
 function toMessages(message: Message, chat: Chat): ChatMessage[] {
   if (message.role === 'user') {
+    const [first, second] = message.parts
+    if (first?.type === 'text' && !second) return [{ role: 'user', content: first.text }]
     const content = message.parts.flatMap((part) => toUserContent(part, chat.name))
     const texts = content.filter((piece) => piece.type === 'text')
     // Text alone goes as a string: many servers take no list.
