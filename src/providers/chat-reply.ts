@@ -34,10 +34,6 @@ const reasons = new Map<unknown, FinishReason>([
 /** Reasons that end no reply: the server gave up (DeepSeek; vLLM and SGLang; OpenRouter and Mistral). */
 const gaveUp = /^(insufficient_system_resource|abort|error)$/
 
-const pieces = ['reasoning_content', 'reasoning']
-const lists = ['reasoning_details', 'thinking_blocks']
-const besides = ['extra_content', 'provider_specific_fields']
-
 /**
  * Puts one choice together, from the chunks of a stream or from a body, which reads like one large chunk (`isWhole`).
  * `vendor`: what opaque parts are tagged with.
@@ -88,7 +84,7 @@ export class ChatFold implements Fold {
   }
 
   #take(delta: Json): string {
-    const { content, refusal, tool_calls } = delta
+    const { content, refusal, reasoning_content, reasoning, tool_calls } = delta
     let said = refusal ? string(refusal) : ''
     this.#refusal += said
     if (!Array.isArray(content)) said += string(content ?? '')
@@ -99,13 +95,11 @@ export class ChatFold implements Fold {
       for (const piece of content) if (piece.type === 'text') said += string(piece.text)
     }
     this.#text += said
-    for (const field of pieces) {
-      // An empty one counts: DeepSeek refuses a call that comes back without.
-      if (typeof delta[field] !== 'string') continue
-      this.#kept ??= {}
-      this.#kept[field] = (this.#kept[field] ?? '') + delta[field]
-    }
-    for (const field of lists) if (delta[field]?.length) this.#keep(field, delta[field])
+    // An empty one counts: DeepSeek refuses a call that comes back without.
+    if (typeof reasoning_content === 'string') this.#extend('reasoning_content', reasoning_content)
+    if (typeof reasoning === 'string') this.#extend('reasoning', reasoning)
+    if (delta.reasoning_details?.length) this.#keep('reasoning_details', delta.reasoning_details)
+    if (delta.thinking_blocks?.length) this.#keep('thinking_blocks', delta.thinking_blocks)
     if (delta.extra_content) this.#kept = { ...this.#kept, extra_content: delta.extra_content }
     if (!tool_calls) return said
     for (const call of tool_calls) {
@@ -113,6 +107,11 @@ export class ChatFold implements Fold {
       this.#takeCall(call, this.#isWhole || isNew)
     }
     return said
+  }
+
+  #extend(field: string, piece: string): void {
+    this.#kept ??= {}
+    this.#kept[field] = (this.#kept[field] ?? '') + piece
   }
 
   #keep(field: string, blocks: Json[]): void {
@@ -129,9 +128,9 @@ export class ChatFold implements Fold {
       args: typeof piece === 'string' ? piece : piece ? JSON.stringify(piece) : '',
       beside: undefined,
     }
-    for (const field of besides) {
-      if (delta[field]) next.beside = { ...next.beside, [field]: delta[field] }
-    }
+    const { extra_content, provider_specific_fields } = delta
+    if (extra_content) next.beside = { extra_content }
+    if (provider_specific_fields) next.beside = { ...next.beside, provider_specific_fields }
     const before = this.#calls.findLast(
       ({ index }) => next.index === undefined || index === next.index,
     )
