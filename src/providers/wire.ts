@@ -308,13 +308,17 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
       const text = fold.event(isMark ? '[DONE]' : JSON.parse(data), name)
       if (fold.done) {
         this.#watch.stop()
-        // The end of an answer is usually in the bytes that its last event came in.
-        this.#grace = setTimeout(() => this.onResponseEnd(), graceMs)
+        queueMicrotask(() => this.#linger())
       }
       return text ?? ''
     } catch (error) {
       throw this.#understood(error)
     }
+  }
+
+  /** After the vendor's last event; most answers end in the bytes that brought it. */
+  #linger(): void {
+    if (!this.#settled) this.#grace = setTimeout(() => this.onResponseEnd(), graceMs)
   }
 
   /** Hands a text on. True if that has to be waited for: then `#deliver` is called. */
