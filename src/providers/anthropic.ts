@@ -3,7 +3,7 @@
 // Thinking, server-side tools and blocks of a kind we do not know travel as opaque parts, unchanged and in place.
 
 import { configError, truncated, unsupportedFile } from './errors.ts'
-import { alternating, instructions, Memory } from './history.ts'
+import { alternating, instructions, Last, Memory } from './history.ts'
 import type { FinishReason, Message, ModelReply, ModelRequest, Part, ToolSpec } from './provider.ts'
 import { append, inputObject, toReply as replyOf, string, toolInput, toUsage } from './reply.ts'
 import * as wire from './wire.ts'
@@ -33,6 +33,7 @@ export function anthropic(options: AnthropicOptions): wire.HttpProvider {
   const base = (given || 'https://api.anthropic.com').replace(/\/+$/, '').replace(/\/v1$/, '')
   const history = new Memory(toTurns, alternating<Turn>)
   const offered = new Memory(toTool)
+  const said = new Last()
   return wire.httpProvider(
     {
       name,
@@ -45,7 +46,7 @@ export function anthropic(options: AnthropicOptions): wire.HttpProvider {
       },
       format: 'sse',
       requestIdHeader: 'request-id',
-      render: (request, stream) => {
+      render(request, stream) {
         const ttl = typeof request.cache === 'object' ? request.cache : {}
         const cache = request.cache ? { type: 'ephemeral', ...ttl } : undefined
         const point = cache && { cache_control: cache }
@@ -54,19 +55,15 @@ export function anthropic(options: AnthropicOptions): wire.HttpProvider {
         const tools = own.length ? [...serverTools, ...own] : marked(serverTools, point)
         const system = instructions(request).map(({ text, isPoint }) => {
           const own = point ?? { cache_control: { type: 'ephemeral' } }
-          return { type: 'text', text, ...(isPoint && own) }
+          return isPoint ? { type: 'text', text, ...own } : { type: 'text', text }
         })
-        return {
-          model,
-          ...extra,
-          max_tokens: request.maxTokens ?? maxTokens,
-          ...(request.temperature !== undefined && { temperature: request.temperature }),
-          ...(stream && { stream }),
-          ...(tools.length && { tools }),
-          ...(tools.length && toToolChoice(request)),
-          ...(system.length && { system }),
-          messages: history.of(request.messages, mark),
-        }
+        const body: Block = { model, ...extra, max_tokens: request.maxTokens ?? maxTokens }
+        if (request.temperature !== undefined) body.temperature = request.temperature
+        if (stream) body.stream = stream
+        if (tools.length) Object.assign(body, { tools }, toToolChoice(request))
+        if (system.length) body.system = [said.of(system)]
+        body.messages = history.of(request.messages, mark)
+        return body
       },
       forget: ({ messages }) => history.forget(messages),
       parse: toReply,
@@ -157,14 +154,18 @@ function toReply(message: Block, answer: wire.Answer): ModelReply {
   const { content, type, role, stop_reason, ...rest } = message
   const finishReason = reasons[stop_reason] ?? 'stop'
   const opaque = (data: unknown): Part => ({ type: 'opaque', provider: name, data })
-  const parts = (content as Block[]).flatMap((block, i, { length }): Part[] => {
-    if (block.type === 'text') return [{ type: 'text', text: string(block.text) }]
-    if (block.type !== 'tool_use') return [opaque(block)]
-    const { id, caller } = block
-    const input = toolInput(block.input, finishReason === 'length' && i === length - 1)
-    const call: Part = { type: 'tool_call', id, name: string(block.name), input }
-    return caller && caller.type !== 'direct' ? [opaque({ caller }), call] : [call]
-  })
+  const parts: Part[] = []
+  for (const block of content as Block[]) {
+    if (block.type === 'text') parts.push({ type: 'text', text: string(block.text) })
+    else if (block.type !== 'tool_use') parts.push(opaque(block))
+    else {
+      const { id, caller } = block
+      const isCut = finishReason === 'length' && block === content.at(-1)
+      if (caller && caller.type !== 'direct') parts.push(opaque({ caller }))
+      const input = toolInput(block.input, isCut)
+      parts.push({ type: 'tool_call', id, name: string(block.name), input })
+    }
+  }
   const counts = rest.usage ?? {}
   const usage = toUsage(
     counts.input_tokens,

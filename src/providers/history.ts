@@ -82,15 +82,15 @@ export class Memory<T extends object, W extends object> {
   }
 }
 
-/** JSON of what is the same in most requests, though made anew for each: instructions, which can be long. */
+/** JSON of elements that are the same in most requests, though made anew for each: instructions, which can be long. */
 export class Last {
   #seen: unknown[] = []
   #written = new Written('')
 
-  of(value: object): Written {
-    if (stands(value, this.#seen) < 0) {
-      this.#written = new Written(wellFormed(value) ?? 'null')
-      this.#seen = listed(value, [])
+  of(elements: object[]): Written {
+    if (stands(elements, this.#seen) < 0) {
+      this.#written = new Written(elements.map(wellFormed).join())
+      this.#seen = listed(elements, [])
     }
     return this.#written
   }

@@ -92,7 +92,7 @@ export function chatWire(chat: Chat): Omit<wire.Wire, 'url' | 'headers'> {
     for (const block of system) text += text && block.text ? `\n\n${block.text}` : block.text
     if (text === '') return history.of(messages)
     if (role !== 'user' || messages[0]?.role !== 'user')
-      return [said.of({ role, content: text }), ...history.of(messages)]
+      return [said.of([{ role, content: text }]), ...history.of(messages)]
     // One message: the templates of models without this role want users and assistants to alternate.
     const [first, ...rest] = messages
     return history.of([{ role, parts: [{ type: 'text', text }, ...first.parts] }, ...rest])
