@@ -154,18 +154,14 @@ function toReply(message: Block, answer: wire.Answer): ModelReply {
   const { content, type, role, stop_reason, ...rest } = message
   const finishReason = reasons[stop_reason] ?? 'stop'
   const opaque = (data: unknown): Part => ({ type: 'opaque', provider: name, data })
-  const parts: Part[] = []
-  for (const block of content as Block[]) {
-    if (block.type === 'text') parts.push({ type: 'text', text: string(block.text) })
-    else if (block.type !== 'tool_use') parts.push(opaque(block))
-    else {
-      const { id, caller } = block
-      const isCut = finishReason === 'length' && block === content.at(-1)
-      if (caller && caller.type !== 'direct') parts.push(opaque({ caller }))
-      const input = toolInput(block.input, isCut)
-      parts.push({ type: 'tool_call', id, name: string(block.name), input })
-    }
-  }
+  const parts = (content as Block[]).flatMap((block, i, { length }): Part[] => {
+    if (block.type === 'text') return [{ type: 'text', text: string(block.text) }]
+    if (block.type !== 'tool_use') return [opaque(block)]
+    const { id, caller } = block
+    const input = toolInput(block.input, finishReason === 'length' && i === length - 1)
+    const call: Part = { type: 'tool_call', id, name: string(block.name), input }
+    return caller && caller.type !== 'direct' ? [opaque({ caller }), call] : [call]
+  })
   const counts = rest.usage ?? {}
   const usage = toUsage(
     counts.input_tokens,
@@ -177,12 +173,19 @@ function toReply(message: Block, answer: wire.Answer): ModelReply {
   return replyOf({ parts, finishReason, usage, raw })
 }
 
+/** Pieces of a block: all else of their events is the same each time. */
+function placesOf({ delta }: Block): [Block, string][] {
+  const keys = ['text', 'thinking', 'partial_json']
+  return keys.flatMap((key) => (typeof delta?.[key] === 'string' ? [[delta, key]] : []))
+}
+
 function fold(answer: wire.Answer): wire.Fold {
   let message: Block = { content: [] }
   /** Arguments of the call at the same index: they come in pieces cut anywhere. */
   const inputs: string[] = []
   return {
     done: false,
+    places: placesOf,
     event(json) {
       const { type, index, delta } = json
       if (type === 'content_block_delta') return extend(message.content[index], delta, index)

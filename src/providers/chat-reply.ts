@@ -4,6 +4,7 @@
 
 import { truncated } from './errors.ts'
 import type { FinishReason, ModelReply, Part, Usage } from './provider.ts'
+import type { Place } from './repeats.ts'
 import { append, string, toolInput, toReply } from './reply.ts'
 import type { Answer, Fold } from './wire.ts'
 
@@ -40,6 +41,7 @@ const gaveUp = /^(insufficient_system_resource|abort|error)$/
  */
 export class ChatFold implements Fold {
   done = false
+  readonly places = placesOf
   readonly #answer: Answer
   readonly #vendor: string
   readonly #isWhole: boolean
@@ -172,6 +174,21 @@ export class ChatFold implements Fold {
   #opaque(data: Kept): Part {
     return { type: 'opaque', provider: this.#vendor, data }
   }
+}
+
+/** Text, or a piece of a call's arguments; beside it OpenAI's padding of varying length. */
+function placesOf(chunk: Json): Place[] {
+  const { choices, obfuscation } = chunk
+  const delta = choices?.length === 1 ? choices[0].delta : undefined
+  if (!delta || delta.reasoning_details || delta.thinking_blocks || delta.extra_content) return []
+  const [call, another] = delta.tool_calls ?? []
+  const isPiece = call && !another && !call.id && !delta.content
+  const called = isPiece && !call.extra_content && !call.provider_specific_fields && call.function
+  const places: Place[] = []
+  if (typeof called?.arguments === 'string') places.push([called, 'arguments'])
+  else if (!call && typeof delta.content === 'string') places.push([delta, 'content'])
+  if (places.length && typeof obfuscation === 'string') places.push([chunk, 'obfuscation'])
+  return places
 }
 
 function isFirst({ index }: Json): boolean {

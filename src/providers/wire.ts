@@ -1,6 +1,6 @@
 // What all HTTP providers share: a POST over undici and its answer, whole or streamed. Knows no vendor: a provider is a
 // `Wire`, pure functions from our words to a body and back. Next to it lie its parts: limits.ts (clocks and caps),
-// retry.ts, connect.ts, lines.ts (SSE and NDJSON), history.ts (JSON of what is sent), reply.ts and errors.ts.
+// retry.ts, connect.ts, lines.ts and repeats.ts (events), history.ts (JSON of what is sent), reply.ts and errors.ts.
 
 import type { Dispatcher } from 'undici'
 import { type Endpoint, endpoint, sharedPool } from './connect.ts'
@@ -10,6 +10,7 @@ import * as limits from './limits.ts'
 import { EventReader, TooLong } from './lines.ts'
 import type { CompleteOptions, ErrorCode, ModelReply, ModelRequest, Provider } from './provider.ts'
 import { DcafError } from './provider.ts'
+import { type PlacesOf, Repeats } from './repeats.ts'
 import { toReply } from './reply.ts'
 import { retrying } from './retry.ts'
 
@@ -44,6 +45,8 @@ export interface Fold {
   /** One event: its JSON, or the string `[DONE]`; `name` is SSE's `event:`. Returns text to hand on, if any. */
   // biome-ignore lint/suspicious/noExplicitAny: a vendor's JSON; a wrong shape throws and is caught as provider_invalid
   event(json: any, name: string): string | undefined
+  /** Where the text of an event is, if it keeps nothing else of it: repeats.ts then parses little of the next. */
+  places?: PlacesOf
   /** True once the vendor's last event was seen: nothing after it is waited for. */
   done: boolean
   /** The stream is over. `framed`: HTTP said so, it was not just the connection that closed. Throws if it is cut short. */
@@ -180,6 +183,7 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
   /** A streamed answer has a reader and a fold; any other is collected in `#pieces`. */
   #reader: EventReader | undefined
   #fold: Fold | undefined
+  #repeats: Repeats | undefined
   #pieces: Buffer[] = []
   /** Downstream is waited for. */
   #busy = false
@@ -248,6 +252,7 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
     if (wire.format === 'sse' && /^(application\/json|text\/html)/.test(type)) return
     this.#reader = new EventReader(wire.format)
     this.#fold = wire.fold(this)
+    this.#repeats = new Repeats(this.#fold.places)
   }
 
   onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
@@ -305,7 +310,7 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
       const { name, data } = event
       if (name === 'error') throw this.refuse(toJsonOrText(data))
       const isMark = data.length < 20 && data.trim() === '[DONE]'
-      const text = fold.event(isMark ? '[DONE]' : JSON.parse(data), name)
+      const text = fold.event(isMark ? '[DONE]' : this.#repeats?.parse(data), name)
       if (fold.done) {
         this.#watch.stop()
         queueMicrotask(() => this.#linger())
