@@ -48,8 +48,7 @@ export function anthropic(options: AnthropicOptions): wire.HttpProvider {
       requestIdHeader: 'request-id',
       render(request, stream) {
         const ttl = typeof request.cache === 'object' ? request.cache : {}
-        const cache = request.cache ? { type: 'ephemeral', ...ttl } : undefined
-        const point = cache && { cache_control: cache }
+        const point = request.cache ? { cache_control: { type: 'ephemeral', ...ttl } } : undefined
         const mark = point && ((turn: Turn) => ({ ...turn, content: marked(turn.content, point) }))
         const own = offered.of(request.tools, point && ((tool) => ({ ...tool, ...point })))
         const tools = own.length ? [...serverTools, ...own] : marked(serverTools, point)
@@ -175,8 +174,9 @@ function toReply(message: Block, answer: wire.Answer): ModelReply {
 
 /** Pieces of a block: all else of their events is the same each time. */
 function placesOf({ delta }: Block): [Block, string][] {
-  const keys = ['text', 'thinking', 'partial_json']
-  return keys.flatMap((key) => (typeof delta?.[key] === 'string' ? [[delta, key]] : []))
+  if (typeof delta?.text === 'string') return [[delta, 'text']]
+  if (typeof delta?.thinking === 'string') return [[delta, 'thinking']]
+  return typeof delta?.partial_json === 'string' ? [[delta, 'partial_json']] : []
 }
 
 function fold(answer: wire.Answer): wire.Fold {

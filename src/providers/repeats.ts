@@ -12,7 +12,7 @@ export type PlacesOf = (json: Record<string, unknown>) => Place[]
 const mark = '\u2603'
 
 /** Short streams repeat too little to be worth learning; others may change their shape a few times. */
-const repeatsBefore = 4
+const repeatsBefore = 6
 const mostLearned = 3
 
 export class Repeats {
