@@ -197,10 +197,10 @@ function fold(answer: wire.Answer): wire.Fold {
         if (message.content.length) throw new TypeError('begun twice')
         message = { ...json.message, content: [] }
       } else if (type === 'message_delta') {
-        message = { ...message, ...delta, usage: { ...message.usage } }
+        message = Object.assign(message, delta, { usage: { ...message.usage } })
         // Repeats whole counts, not increments; older servers leave most of them out.
-        for (const [key, value] of Object.entries(json.usage ?? {})) {
-          if (value !== null) message.usage[key] = value
+        for (const key in json.usage) {
+          if (json.usage[key] !== null) message.usage[key] = json.usage[key]
         }
       } else if (json.error) throw answer.refuse(json)
       else if (type === 'message_stop') this.done = true
