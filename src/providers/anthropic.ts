@@ -3,7 +3,7 @@
 // Thinking, server-side tools and blocks of a kind we do not know travel as opaque parts, unchanged and in place.
 
 import { configError, truncated, unsupportedFile } from './errors.ts'
-import { alternating, instructions, Memory } from './history.ts'
+import { alternating, instructions, Last, Memory } from './history.ts'
 import type { FinishReason, Message, ModelReply, ModelRequest, Part, ToolSpec } from './provider.ts'
 import { append, inputObject, toReply as replyOf, string, toolInput, toUsage } from './reply.ts'
 import * as wire from './wire.ts'
@@ -33,6 +33,7 @@ export function anthropic(options: AnthropicOptions): wire.HttpProvider {
   const base = (given || 'https://api.anthropic.com').replace(/\/+$/, '').replace(/\/v1$/, '')
   const history = new Memory(toTurns, alternating<Turn>)
   const offered = new Memory(toTool)
+  const said = new Last()
   return wire.httpProvider(
     {
       name,
@@ -45,28 +46,23 @@ export function anthropic(options: AnthropicOptions): wire.HttpProvider {
       },
       format: 'sse',
       requestIdHeader: 'request-id',
-      render: (request, stream) => {
+      render(request, stream) {
         const ttl = typeof request.cache === 'object' ? request.cache : {}
-        const cache = request.cache ? { type: 'ephemeral', ...ttl } : undefined
-        const point = cache && { cache_control: cache }
+        const point = request.cache ? { cache_control: { type: 'ephemeral', ...ttl } } : undefined
         const mark = point && ((turn: Turn) => ({ ...turn, content: marked(turn.content, point) }))
         const own = offered.of(request.tools, point && ((tool) => ({ ...tool, ...point })))
         const tools = own.length ? [...serverTools, ...own] : marked(serverTools, point)
         const system = instructions(request).map(({ text, isPoint }) => {
           const own = point ?? { cache_control: { type: 'ephemeral' } }
-          return { type: 'text', text, ...(isPoint && own) }
+          return isPoint ? { type: 'text', text, ...own } : { type: 'text', text }
         })
-        return {
-          model,
-          ...extra,
-          max_tokens: request.maxTokens ?? maxTokens,
-          ...(request.temperature !== undefined && { temperature: request.temperature }),
-          ...(stream && { stream }),
-          ...(tools.length && { tools }),
-          ...(tools.length && toToolChoice(request)),
-          ...(system.length && { system }),
-          messages: history.of(request.messages, mark),
-        }
+        const body: Block = { model, ...extra, max_tokens: request.maxTokens ?? maxTokens }
+        if (request.temperature !== undefined) body.temperature = request.temperature
+        if (stream) body.stream = stream
+        if (tools.length) Object.assign(body, { tools }, toToolChoice(request))
+        if (system.length) body.system = [said.of(system)]
+        body.messages = history.of(request.messages, mark)
+        return body
       },
       forget: ({ messages }) => history.forget(messages),
       parse: toReply,
@@ -176,12 +172,20 @@ function toReply(message: Block, answer: wire.Answer): ModelReply {
   return replyOf({ parts, finishReason, usage, raw })
 }
 
+/** Pieces of a block: all else of their events is the same each time. */
+function placesOf({ delta }: Block): [Block, string][] {
+  if (typeof delta?.text === 'string') return [[delta, 'text']]
+  if (typeof delta?.thinking === 'string') return [[delta, 'thinking']]
+  return typeof delta?.partial_json === 'string' ? [[delta, 'partial_json']] : []
+}
+
 function fold(answer: wire.Answer): wire.Fold {
   let message: Block = { content: [] }
   /** Arguments of the call at the same index: they come in pieces cut anywhere. */
   const inputs: string[] = []
   return {
     done: false,
+    places: placesOf,
     event(json) {
       const { type, index, delta } = json
       if (type === 'content_block_delta') return extend(message.content[index], delta, index)
@@ -193,10 +197,10 @@ function fold(answer: wire.Answer): wire.Fold {
         if (message.content.length) throw new TypeError('begun twice')
         message = { ...json.message, content: [] }
       } else if (type === 'message_delta') {
-        message = { ...message, ...delta, usage: { ...message.usage } }
+        message = Object.assign(message, delta, { usage: { ...message.usage } })
         // Repeats whole counts, not increments; older servers leave most of them out.
-        for (const [key, value] of Object.entries(json.usage ?? {})) {
-          if (value !== null) message.usage[key] = value
+        for (const key in json.usage) {
+          if (json.usage[key] !== null) message.usage[key] = json.usage[key]
         }
       } else if (json.error) throw answer.refuse(json)
       else if (type === 'message_stop') this.done = true

@@ -4,7 +4,7 @@
 import type { BedrockRuntimeClient } from '@aws-sdk/client-bedrock-runtime'
 import { eventStreamSerdeProvider, requestHandler } from './bedrock-handler.ts'
 import { provider } from './bedrock-request.ts'
-import { endpoint as checked, sharedAgent } from './connect.ts'
+import { endpoint as checked, sharedPool } from './connect.ts'
 
 /** One method for all of the SDK's commands. */
 export interface BedrockClient {
@@ -65,7 +65,7 @@ export function accountOf(place: Place, connectMs: number): Account {
         ...(endpoint && { endpoint }),
         ...anew,
         maxAttempts: 1,
-        requestHandler: requestHandler(() => sharedAgent(connectMs)) as never,
+        requestHandler: requestHandler((origin) => sharedPool(origin, connectMs)) as never,
         eventStreamSerdeProvider: eventStreamSerdeProvider as never,
       })
       clients.set(key, made)

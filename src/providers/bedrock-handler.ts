@@ -44,13 +44,13 @@ interface Response {
 }
 
 /** `dispatcher` is asked once for every request. Nothing is retried, no redirect followed. */
-export function requestHandler(dispatcher: () => Promise<Dispatcher>) {
+export function requestHandler(dispatcher: (origin: string) => Promise<Dispatcher>) {
   return {
     metadata: { handlerProtocol: 'http/1.1' },
     async handle(request: Request, options: Options = {}): Promise<{ response: Response }> {
       const { method, protocol, hostname, port, path, headers, body = null } = request
       const origin = `${protocol}//${hostname}${port ? `:${port}` : ''}`
-      const to = await dispatcher()
+      const to = await dispatcher(origin)
       const reader = new ResponseReader(options)
       to.dispatch({ origin, path, method, headers, body }, reader)
       return { response: await reader.response }

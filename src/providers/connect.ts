@@ -1,4 +1,4 @@
-// Where requests go, and over what: addresses that may be asked, and undici's agents, which are loaded by the first
+// Where requests go, and over what: addresses that may be asked, and undici's pools, which are loaded by the first
 // request and shared by the process. Knows no vendor.
 
 import type { Dispatcher } from 'undici'
@@ -9,6 +9,8 @@ export interface Endpoint {
   origin: string
   host: string
   path: string
+  /** What it is reached over, once something was sent. */
+  dispatcher?: Dispatcher
 }
 
 /** Throws for an address that cannot work, and for one where what is asked would travel in clear. */
@@ -25,15 +27,16 @@ export function endpoint(provider: string, text: string, allowHttp = false): End
   return { origin: url.origin, host: url.host, path: url.pathname + url.search }
 }
 
-const agents = new Map<number, Promise<Dispatcher>>()
+const pools = new Map<string, Promise<Dispatcher>>()
 
-/** HTTP/2 is off: a session that dies there ends a stream as if it were whole. */
-export function sharedAgent(connectMs: number): Promise<Dispatcher> {
-  let agent = agents.get(connectMs)
-  if (!agent) {
-    agent = import('undici').then(
-      ({ Agent }) =>
-        new Agent({
+/** Keep-alive connections to one origin. HTTP/2 is off: a session that dies there ends a stream as if it were whole. */
+export function sharedPool(origin: string, connectMs: number): Promise<Dispatcher> {
+  const key = `${connectMs} ${origin}`
+  let pool = pools.get(key)
+  if (!pool) {
+    pool = import('undici').then(
+      ({ Pool }) =>
+        new Pool(origin, {
           allowH2: false,
           connect: { timeout: Math.min(connectMs, longestMs) },
           keepAliveTimeout: 30_000,
@@ -41,7 +44,7 @@ export function sharedAgent(connectMs: number): Promise<Dispatcher> {
           bodyTimeout: 0,
         }),
     )
-    agents.set(connectMs, agent)
+    pools.set(key, pool)
   }
-  return agent
+  return pool
 }

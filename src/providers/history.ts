@@ -42,29 +42,32 @@ export class Memory<T extends object, W extends object> {
    * too and however deep, is made anew with all that follows. `finish` changes the last turn.
    */
   of(all: readonly T[], finish?: (last: W) => W): (W | Written)[] {
-    const [first] = all
+    const first = all[0]
     if (!first) return []
     const talk = this.#talks.get(first) ?? { steps: [], json: '' }
     const { steps } = talk
     let known = 0
-    const end = Math.min(all.length, steps.length)
-    while (known < end && walk(all[known], steps[known]?.seen ?? []) > 0) known++
-    let { closed, open } = steps[known - 1] ?? { closed: 0, open: undefined }
+    let step: Step<W> | undefined
+    for (const one of steps) {
+      if (known === all.length || stands(all[known], one.seen) < 0) break
+      step = one
+      known++
+    }
+    let { closed, open } = step ?? { closed: 0, open: undefined }
     if (known < all.length) {
+      if (known === 0) this.#talks.set(first, talk)
       steps.length = known
       talk.json = talk.json.slice(0, closed)
-      this.#talks.set(first, talk)
     }
-    for (const item of all.slice(known)) {
+    for (; known < all.length; known++) {
+      const item = all[known] as T
       for (const turn of this.#expand(item)) {
         const both = open && this.#merge?.(open.turn, turn)
         if (open && !both) talk.json = joined(talk.json, written(open))
         open = { turn: both ?? turn, json: '' }
       }
       closed = talk.json.length
-      const seen: unknown[] = []
-      walk(item, seen)
-      steps.push({ seen, closed, open })
+      steps.push({ seen: listed(item, []), closed, open })
     }
     const before = talk.json.slice(0, closed)
     if (!open) return []
@@ -76,6 +79,20 @@ export class Memory<T extends object, W extends object> {
   /** Of a talk that may be over. What is never forgotten lives as long as its first item, and longer in the heap. */
   forget([first]: readonly T[]): void {
     if (first) this.#talks.delete(first)
+  }
+}
+
+/** JSON of elements that are the same in most requests, though made anew for each: instructions, which can be long. */
+export class Last {
+  #seen: unknown[] = []
+  #written = new Written('')
+
+  of(elements: object[]): Written {
+    if (stands(elements, this.#seen) < 0) {
+      this.#written = new Written(elements.map(wellFormed).join())
+      this.#seen = listed(elements, [])
+    }
+    return this.#written
   }
 }
 
@@ -107,14 +124,18 @@ export function toJson(body: Record<string, unknown>): string {
   let text = ''
   for (const key of Object.keys(body)) {
     const value = body[key]
-    const json = Array.isArray(value) ? `[${value.reduce(withElement, '')}]` : wellFormed(value)
+    const json = Array.isArray(value) ? listOf(value) : wellFormed(value)
     if (json !== undefined) text = joined(text, `${JSON.stringify(key)}:${json}`)
   }
   return `{${text}}`
 }
 
-function withElement(list: string, element: unknown): string {
-  return joined(list, element instanceof Written ? element.json : (wellFormed(element) ?? 'null'))
+function listOf(elements: unknown[]): string {
+  let list = ''
+  for (const element of elements) {
+    list = joined(list, element instanceof Written ? element.json : (wellFormed(element) ?? 'null'))
+  }
+  return `[${list}]`
 }
 
 function written(open: { turn: unknown; json: string }): string {
@@ -135,27 +156,38 @@ function wellFormed(value: unknown): string | undefined {
 
 const ended = Symbol('of an object')
 
-/**
- * Lists all values in a JSON value, with keys and lengths, so that no other one has the same list; into a list that is
- * there already it writes nothing and compares. Where the value's part of the list ends, or -1 if it differs.
- */
-function walk(value: unknown, list: unknown[], from = 0): number {
-  if (typeof value !== 'object' || value === null) return step(value, list, from)
-  if (Array.isArray(value)) {
-    let at = step(value.length, list, from)
-    for (let i = 0; i < value.length && at > 0; i++) at = walk(value[i], list, at)
-    return at
+/** All values in a JSON value, with keys and lengths, so that no other one has the same list. */
+function listed(value: unknown, list: unknown[]): unknown[] {
+  if (typeof value !== 'object' || value === null) list.push(value)
+  else if (Array.isArray(value)) {
+    list.push(value.length)
+    for (const item of value) listed(item, list)
+  } else {
+    for (const key in value) {
+      list.push(key)
+      listed((value as Record<string, unknown>)[key], list)
+    }
+    list.push(ended)
   }
-  let at = from
-  for (const key in value) {
-    at = step(key, list, at)
-    if (at > 0) at = walk((value as Record<string, unknown>)[key], list, at)
-    if (at < 0) return at
-  }
-  return step(ended, list, at)
+  return list
 }
 
-function step(value: unknown, list: unknown[], at: number): number {
-  if (at === list.length) return list.push(value)
-  return list[at] === value ? at + 1 : -1
+/** Whether a value has this list still: where its part of the list ends, or -1. Asked of a whole talk for every request. */
+function stands(value: unknown, list: unknown[], from = 0): number {
+  if (typeof value !== 'object' || value === null) return list[from] === value ? from + 1 : -1
+  let at = from
+  if (Array.isArray(value)) {
+    if (list[at++] !== value.length) return -1
+    for (let i = 0; i < value.length && at > 0; i++) at = stands(value[i], list, at)
+    return at
+  }
+  for (const key in value) {
+    if (list[at++] !== key) return -1
+    const item = (value as Record<string, unknown>)[key]
+    // What is no object is compared here: a call for each costs more than all else.
+    if (typeof item === 'object' && item !== null) at = stands(item, list, at)
+    else if (list[at++] !== item) return -1
+    if (at < 0) return -1
+  }
+  return list[at] === ended ? at + 1 : -1
 }

@@ -72,12 +72,13 @@ export function timeoutError(provider: string, host: string, option: keyof Timeo
   return new ProviderError('provider_timeout', message, { provider, retryable: true, maxRetries })
 }
 
-/** First-event, idle and step clock of one attempt on one timer, which looks at the time instead of being reset. */
+/** First-event, idle and step clock of one attempt. All attempts share a timer, which looks at the time and is not reset. */
 export class Watch {
-  #timer: NodeJS.Timeout | undefined
   #last = performance.now()
   #silence: 'firstEventMs' | 'idleMs' = 'firstEventMs'
   #isHeld = false
+  /** Its place among the `watches`, or -1. */
+  #at: number
   readonly #end: number
   readonly #timeouts: Timeouts
   readonly #expired: (option: keyof Timeouts) => void
@@ -87,7 +88,9 @@ export class Watch {
     this.#timeouts = timeouts
     this.#expired = expired
     this.#end = this.#last + stepMs
-    this.#arm(this.#last)
+    if (watches.length === 0) timer?.ref()
+    this.#at = watches.push(this) - 1
+    arm(this.#last, this.#next(this.#last))
   }
 
   /** Something arrived. */
@@ -103,25 +106,58 @@ export class Watch {
   }
 
   stop(): void {
-    clearTimeout(this.#timer)
+    const last = watches.at(-1)
+    if (this.#at < 0 || !last) return
+    watches[this.#at] = last
+    last.#at = this.#at
+    this.#at = -1
+    watches.pop()
+    if (watches.length === 0) timer?.unref()
   }
 
-  #arm(now: number): void {
+  /** When to look again. */
+  look(now: number): number {
+    const option = now >= this.#end ? 'stepMs' : now >= this.#due(now) ? this.#silence : undefined
+    if (!option) return this.#next(now)
+    this.stop()
+    queueMicrotask(() => this.#expired(option)) // what it throws is not the others' affair
+    return Number.POSITIVE_INFINITY
+  }
+
+  /** Never later than the idle clock may want it, so that `touch` need not set the timer again. */
+  #next(now: number): number {
     const { firstEventMs, idleMs } = this.#timeouts
-    // Never later than the idle clock may want it, so that `touch` need not set it again.
-    const next = Math.min(this.#end, this.#due(now), now + firstEventMs, now + idleMs)
-    const wait = Math.min(Math.max(Math.ceil(next - now), 1), longestMs)
-    this.#timer = setTimeout(() => this.#look(), wait)
+    return Math.min(this.#end, this.#due(now), now + firstEventMs, now + idleMs)
   }
 
   #due(now: number): number {
     return (this.#isHeld ? now : this.#last) + this.#timeouts[this.#silence]
   }
+}
 
-  #look(): void {
-    const now = performance.now()
-    if (now >= this.#end) this.#expired('stepMs')
-    else if (now >= this.#due(now)) this.#expired(this.#silence)
-    else this.#arm(now)
+/**
+ * Those that run; the timer keeps the process alive for them. A timer for each would cost more than all they do, and a
+ * Set that is added to and deleted from all the time keeps what it held for the garbage collector's old space.
+ */
+const watches: Watch[] = []
+let timer: NodeJS.Timeout | undefined
+let rings = Number.POSITIVE_INFINITY
+
+function arm(now: number, at: number): void {
+  if (at >= rings) return
+  clearTimeout(timer)
+  rings = at
+  timer = setTimeout(ring, Math.min(Math.max(Math.ceil(at - now), 1), longestMs))
+}
+
+function ring(): void {
+  const now = performance.now()
+  rings = Number.POSITIVE_INFINITY
+  timer = undefined
+  let next = rings
+  // From the end, since one that is late takes itself away.
+  for (let i = watches.length - 1; i >= 0; i--) {
+    next = Math.min(next, watches[i]?.look(now) ?? next)
   }
+  arm(now, next)
 }

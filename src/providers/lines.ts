@@ -38,9 +38,10 @@ export class EventReader {
     this.#afterCr = text.endsWith('\r')
     if (isHalf) text = text.slice(1)
     if (text.includes('\r')) text = text.replace(/\r\n?/g, '\n')
-    if (text.includes('\n'))
-      this.#read([this.#line, text].join('')) // flat at once, which `+` leaves for later
-    else {
+    if (text.includes('\n')) {
+      // Flat at once, which `+` leaves for later.
+      this.#read(this.#line === '' ? text : [this.#line, text].join(''))
+    } else {
       this.#line += text
       if (this.#line.length > caps.line) throw new TooLong('sent a line of more than 1 MiB')
     }

@@ -3,9 +3,9 @@
 // https://platform.openai.com/docs/api-reference/chat
 
 import { createHash } from 'node:crypto'
-import { fold, type Kept, whole } from './chat-reply.ts'
+import { ChatFold, type Kept, whole } from './chat-reply.ts'
 import { configError, errorWords, ProviderError, unsupportedFile } from './errors.ts'
-import { Memory } from './history.ts'
+import { Last, Memory } from './history.ts'
 import type { Message, ModelRequest, Part, ToolResult, ToolSpec } from './provider.ts'
 import { inputObject } from './reply.ts'
 import * as wire from './wire.ts'
@@ -84,15 +84,17 @@ export function chatWire(chat: Chat): Omit<wire.Wire, 'url' | 'headers'> {
   const { name, model, extra, promptCacheKey, includeUsage = true } = chat
   const history = new Memory((message: Message) => toMessages(message, chat))
   const offered = new Memory(toTool)
+  const said = new Last()
   const { systemRole: role = 'system' } = chat
 
   function withSystem(system: ModelRequest['system'], messages: Message[]) {
-    const text = system.flatMap((block) => block.text || []).join('\n\n')
-    const [first, ...rest] = messages
+    let text = ''
+    for (const block of system) text += text && block.text ? `\n\n${block.text}` : block.text
     if (text === '') return history.of(messages)
-    if (role !== 'user' || first?.role !== 'user')
-      return [{ role, content: text }, ...history.of(messages)]
+    if (role !== 'user' || messages[0]?.role !== 'user')
+      return [said.of([{ role, content: text }]), ...history.of(messages)]
     // One message: the templates of models without this role want users and assistants to alternate.
+    const [first, ...rest] = messages
     return history.of([{ role, parts: [{ type: 'text', text }, ...first.parts] }, ...rest])
   }
 
@@ -101,24 +103,20 @@ export function chatWire(chat: Chat): Omit<wire.Wire, 'url' | 'headers'> {
     model,
     format: 'sse',
     // What stays the same comes first.
-    render: (
-      { system, messages, tools, toolChoice = 'auto', maxTokens, temperature },
-      stream,
-    ): ChatBody => ({
-      model,
-      ...extra,
-      ...(tools.length && { tools: offered.of(tools) as ReturnType<typeof toTool> }),
-      messages: withSystem(system, messages) as ChatMessage[],
-      ...(tools.length && toolChoice !== 'auto' && { tool_choice: toToolChoice(toolChoice) }),
-      ...(maxTokens !== undefined && { [chat.maxTokensField ?? tokensField(model)]: maxTokens }),
-      ...(temperature !== undefined && { temperature }),
-      ...(promptCacheKey && { prompt_cache_key: promptCacheKey }),
-      ...(stream && {
-        stream: true,
-        ...(includeUsage && { stream_options: { include_usage: true } }),
-      }),
-    }),
-    fold: (answer) => fold(answer, chat.vendor),
+    render(request, stream) {
+      const { system, messages, tools, toolChoice = 'auto', maxTokens, temperature } = request
+      const body: Partial<ChatBody> = { model, ...extra }
+      if (tools.length) body.tools = offered.of(tools) as ReturnType<typeof toTool>
+      body.messages = withSystem(system, messages) as ChatMessage[]
+      if (tools.length && toolChoice !== 'auto') body.tool_choice = toToolChoice(toolChoice)
+      if (maxTokens !== undefined) body[chat.maxTokensField ?? tokensField(model)] = maxTokens
+      if (temperature !== undefined) body.temperature = temperature
+      if (promptCacheKey) body.prompt_cache_key = promptCacheKey
+      if (stream) body.stream = true
+      if (stream && includeUsage) body.stream_options = { include_usage: true }
+      return body
+    },
+    fold: (answer) => new ChatFold(answer, chat.vendor),
     forget: ({ messages }) => history.forget(messages),
     parse: (json, answer) => whole(json, answer, chat.vendor),
     // Azure's word for a prompt it refuses, which under status 200 would look like something passing.
@@ -172,13 +170,15 @@ function toToolChoice(choice: 'none' | { name: string }) {
 
 function toMessages(message: Message, chat: Chat): ChatMessage[] {
   if (message.role === 'user') {
+    const [first, second] = message.parts
+    if (first?.type === 'text' && !second) return [{ role: 'user', content: first.text }]
     const content = message.parts.flatMap((part) => toUserContent(part, chat.name))
     const texts = content.filter((piece) => piece.type === 'text')
     // Text alone goes as a string: many servers take no list.
     if (texts.length < content.length) return [{ role: 'user', content }]
     return [{ role: 'user', content: texts.map((piece) => piece.text).join('\n\n') }]
   }
-  const toId = (id: string) => (chat.shortCallIds ? shortId(id) : id)
+  const toId = chat.shortCallIds ? shortId : undefined
   const calls: ChatCall[] = []
   let text = ''
   let kept: NonNullable<Kept['message']> = {}
@@ -195,17 +195,20 @@ function toMessages(message: Message, chat: Chat): ChatMessage[] {
     // A name that a model made up must not make servers refuse the rest of the talk.
     const name = part.name.replace(/[^\w-]/g, '_').slice(0, 64) || 'unknown'
     const called = { name, arguments: JSON.stringify(inputObject(part.input)) }
-    calls.push({ ...beside, id: toId(part.id), type: 'function', function: called })
+    calls.push({ ...beside, id: toId?.(part.id) ?? part.id, type: 'function', function: called })
     beside = {}
   }
   const { content: thinking, ...fields } = kept
   const content = thinking
     ? [...thinking, ...(text ? [{ type: 'text', text }] : [])]
     : text || (calls.length ? null : '')
-  return [
-    { ...fields, role: 'assistant', content, ...(calls.length && { tool_calls: calls }) },
-    ...message.results.map((result) => toResult(result, toId(result.callId))),
-  ]
+  const turn: ChatMessage = { ...fields, role: 'assistant', content }
+  if (calls.length) turn.tool_calls = calls
+  const turns: ChatMessage[] = [turn]
+  for (const result of message.results) {
+    turns.push(toResult(result, toId?.(result.callId) ?? result.callId))
+  }
+  return turns
 }
 
 /** This wire has no flag for a failure: the text says it. */

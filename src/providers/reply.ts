@@ -10,23 +10,24 @@ import type { ModelReply, Part, Usage } from './provider.ts'
  * A reply from parts in the vendor's order: neighbouring texts become one, empty ones go, a call without an id of its
  * own gets one, and `stop` beside a call is `tool_call`, whatever word the vendor has for it.
  */
-export function toReply({ parts, finishReason, ...rest }: ModelReply): ModelReply {
+export function toReply({ parts, finishReason, usage, raw }: ModelReply): ModelReply {
   const out: Part[] = []
-  const ids = new Set<string>()
+  let ids: Set<string> | undefined
   for (const part of parts) {
     const before = out.at(-1)
     if (part.type === 'tool_call') {
+      ids ??= new Set()
       const isOwn = part.id && !ids.has(part.id)
       const id = isOwn ? part.id : `tc_${randomBytes(12).toString('base64url')}`
       ids.add(id)
-      out.push({ ...part, id })
+      out.push(isOwn ? part : { ...part, id })
     } else if (part.type !== 'text') out.push(part)
     else if (before?.type === 'text') {
       out[out.length - 1] = { type: 'text', text: before.text + part.text }
     } else if (part.text !== '') out.push(part)
   }
-  const isCall = ids.size > 0 && finishReason === 'stop'
-  return { parts: out, finishReason: isCall ? 'tool_call' : finishReason, ...rest }
+  const isCall = ids !== undefined && finishReason === 'stop'
+  return { parts: out, finishReason: isCall ? 'tool_call' : finishReason, usage, raw }
 }
 
 /** Usage of a wire whose input leaves out what was read from the cache and what was written to it. */
@@ -87,8 +88,10 @@ function isPlain(value: unknown): boolean {
 function isHarmless(value: unknown, depth: number): boolean {
   if (typeof value !== 'object' || value === null) return true
   if (depth === 0) return false
-  return Object.entries(value).every(([key, item]) => {
+  for (const key in value) {
+    const item = (value as Record<string, unknown>)[key]
     const reaches = key === 'constructor' && Object.hasOwn(Object(item), 'prototype')
-    return key !== '__proto__' && !reaches && isHarmless(item, depth - 1)
-  })
+    if (key === '__proto__' || reaches || !isHarmless(item, depth - 1)) return false
+  }
+  return true
 }

@@ -1,15 +1,16 @@
 // What all HTTP providers share: a POST over undici and its answer, whole or streamed. Knows no vendor: a provider is a
 // `Wire`, pure functions from our words to a body and back. Next to it lie its parts: limits.ts (clocks and caps),
-// retry.ts, connect.ts, lines.ts (SSE and NDJSON), history.ts (JSON of what is sent), reply.ts and errors.ts.
+// retry.ts, connect.ts, lines.ts and repeats.ts (events), history.ts (JSON of what is sent), reply.ts and errors.ts.
 
 import type { Dispatcher } from 'undici'
-import { type Endpoint, endpoint, sharedAgent } from './connect.ts'
+import { type Endpoint, endpoint, sharedPool } from './connect.ts'
 import * as errors from './errors.ts'
 import { toJson } from './history.ts'
 import * as limits from './limits.ts'
 import { EventReader, TooLong } from './lines.ts'
 import type { CompleteOptions, ErrorCode, ModelReply, ModelRequest, Provider } from './provider.ts'
 import { DcafError } from './provider.ts'
+import { type PlacesOf, Repeats } from './repeats.ts'
 import { toReply } from './reply.ts'
 import { retrying } from './retry.ts'
 
@@ -44,6 +45,8 @@ export interface Fold {
   /** One event: its JSON, or the string `[DONE]`; `name` is SSE's `event:`. Returns text to hand on, if any. */
   // biome-ignore lint/suspicious/noExplicitAny: a vendor's JSON; a wrong shape throws and is caught as provider_invalid
   event(json: any, name: string): string | undefined
+  /** Where the text of an event is, if it keeps nothing else of it: repeats.ts then parses little of the next. */
+  places?: PlacesOf
   /** True once the vendor's last event was seen: nothing after it is waited for. */
   done: boolean
   /** The stream is over. `framed`: HTTP said so, it was not just the connection that closed. Throws if it is cut short. */
@@ -89,25 +92,21 @@ const resumes = 10
 
 /** Makes a `Provider` of a `Wire`. Throws at once for an address or a clock that cannot work. */
 export function httpProvider(wire: Wire, options: HttpOptions = {}): HttpProvider {
-  const { retries, clock = limits.realClock } = options
+  const { retries, dispatcher: given, clock = limits.realClock } = options
   const timeouts = limits.checkedTimeouts(options.timeouts)
   const whole = endpoint(wire.name, wire.url(false), options.allowHttp)
   const streamed = endpoint(wire.name, wire.url(true), options.allowHttp)
-  // So that a caller's header replaces one of ours, whatever its spelling.
-  const given = Object.entries(options.headers ?? {}).map(([name, v]) => [name.toLowerCase(), v])
-  const headers: Record<string, string> = Object.fromEntries(given)
-  let { dispatcher } = options
+  const headers = headersOf(wire, options.headers)
 
   async function complete(request: ModelRequest, how: CompleteOptions = {}): Promise<ModelReply> {
     how.signal?.throwIfAborted()
-    dispatcher ??= await sharedAgent(timeouts.connectMs)
-    let reply = await ask(dispatcher, request, how)
+    let reply = await ask(request, how)
     for (let i = 0; i < resumes; i++) {
       if (reply.finishReason !== 'stop' || !wire.isPaused?.(reply)) break
       const { parts, usage } = reply
       const turn = { role: 'assistant' as const, parts, results: [] }
       const more = { ...request, messages: [...request.messages, turn] }
-      const next = await ask(dispatcher, more, how)
+      const next = await ask(more, how)
       for (const key of Object.keys(usage) as (keyof typeof usage)[]) usage[key] += next.usage[key]
       reply = toReply({ ...next, parts: [...parts, ...next.parts], usage })
     }
@@ -115,12 +114,14 @@ export function httpProvider(wire: Wire, options: HttpOptions = {}): HttpProvide
     return reply
   }
 
-  function ask(dispatcher: Dispatcher, request: ModelRequest, how: CompleteOptions) {
+  async function ask(request: ModelRequest, how: CompleteOptions): Promise<ModelReply> {
     const { signal, onDelta } = how
     const url = onDelta ? streamed : whole
+    url.dispatcher ??= given ?? (await sharedPool(url.origin, timeouts.connectMs))
+    const { dispatcher } = url
     const body = toJson(wire.render(request, onDelta !== undefined))
     const deadline = clock.now() + timeouts.stepMs
-    const sent = { wire, url, body, request, headers, dispatcher, timeouts }
+    const sent = { wire, url, dispatcher, body, request, headers, timeouts }
     const call: Call = { ...sent, signal, onDelta, emitted: false }
     const attempt = () => new Exchange(call, deadline - clock.now()).reply
     return retrying(attempt, { retries, emitted: () => call.emitted, deadline, signal, clock })
@@ -135,15 +136,29 @@ export function httpProvider(wire: Wire, options: HttpOptions = {}): HttpProvide
   }
 }
 
+type Sent = Record<string, string>
+
+/** What is sent with every request: the caller's over the wire's own. A wire whose own may change is asked each time. */
+function headersOf(wire: Wire, given: Sent = {}): Sent | (() => Sent | Promise<Sent>) {
+  const { headers } = wire
+  // So that a caller's header replaces one of ours, whatever its spelling.
+  const over = Object.fromEntries(Object.entries(given).map(([name, v]) => [name.toLowerCase(), v]))
+  const all = (own: Sent) => ({ 'content-type': 'application/json', ...own, ...over })
+  if (typeof headers !== 'function') return all(headers)
+  return () => {
+    const own = headers()
+    return own instanceof Promise ? own.then(all) : all(own)
+  }
+}
+
 /** What the attempts of one `complete` share. */
 interface Call extends CompleteOptions {
   wire: Wire
   url: Endpoint
+  dispatcher: Dispatcher
   body: string
   request: ModelRequest
-  /** The caller's, over the wire's own. */
-  headers: Record<string, string>
-  dispatcher: Dispatcher
+  headers: ReturnType<typeof headersOf>
   timeouts: limits.Timeouts
   /** Whether anything went downstream. */
   emitted: boolean
@@ -156,50 +171,59 @@ interface Call extends CompleteOptions {
 class Exchange implements Dispatcher.DispatchHandler, Answer {
   status = 0
   requestId: string | undefined
+  readonly reply: Promise<ModelReply>
   readonly #call: Call
   readonly #done = Promise.withResolvers<ModelReply>()
-  readonly reply = this.#done.promise
   readonly #watch: limits.Watch
   #controller: Dispatcher.DispatchController | undefined
-  #sent: Record<string, string> = {}
-  #headers: errors.Headers = {}
+  #sent: Sent = none
+  #headers: errors.Headers = none
   #framed = false
   #bytes = 0
   /** A streamed answer has a reader and a fold; any other is collected in `#pieces`. */
   #reader: EventReader | undefined
   #fold: Fold | undefined
+  #repeats: Repeats | undefined
   #pieces: Buffer[] = []
   /** Downstream is waited for. */
   #busy = false
   /** Nothing more will come. */
   #over = false
+  /** What came of it, while its text is handed on. */
+  #made: ModelReply | undefined
   #settled = false
   #grace: NodeJS.Timeout | undefined
 
   constructor(call: Call, stepMs: number) {
     this.#call = call
-    const { wire, url, timeouts, signal } = call
-    signal?.addEventListener('abort', this.#aborted, { once: true })
+    this.reply = this.#done.promise
+    const { wire, url, timeouts, signal, headers } = call
+    signal?.addEventListener('abort', this, once)
     this.#watch = new limits.Watch(timeouts, stepMs, (option) => {
       const late = limits.timeoutError(wire.name, url.host, option, timeouts[option])
       this.#fail(this.status >= 400 ? this.#statusError() : late)
     })
     try {
-      const own = typeof wire.headers === 'function' ? wire.headers() : wire.headers
-      if (own instanceof Promise) own.then((headers) => this.#send(headers), this.#fail)
-      else this.#send(own)
+      const sent = typeof headers === 'function' ? headers() : headers
+      if (!(sent instanceof Promise)) this.#send(sent)
+      else {
+        sent.then(
+          (headers) => this.#send(headers),
+          (error) => this.#fail(error),
+        )
+      }
     } catch (error) {
       this.#fail(error)
     }
   }
 
-  #send(own: Record<string, string>): void {
+  #send(headers: Sent): void {
     if (this.#settled) return
-    const { url, body, headers, dispatcher } = this.#call
+    const { url, body, dispatcher } = this.#call
     const { origin, path } = url
-    this.#sent = { 'content-type': 'application/json', ...own, ...headers }
+    this.#sent = headers
     try {
-      dispatcher.dispatch({ origin, path, method: 'POST', headers: this.#sent, body }, this)
+      dispatcher.dispatch({ origin, path, method: 'POST', headers, body }, this)
     } catch (error) {
       this.onResponseError(undefined, error as Error)
     }
@@ -222,12 +246,13 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
     if (status >= 300 && status < 400) {
       this.#fail(this.fail('provider_config', `answered ${status}: redirects are not followed`))
     }
+    if (status >= 300 || !onDelta) return
     // Some gateways answer whole although a stream was asked for.
     const type = errors.header(headers, 'content-type') ?? ''
-    const isWhole = wire.format === 'sse' && /^(application\/json|text\/html)/.test(type)
-    if (status >= 300 || !onDelta || isWhole) return
+    if (wire.format === 'sse' && /^(application\/json|text\/html)/.test(type)) return
     this.#reader = new EventReader(wire.format)
     this.#fold = wire.fold(this)
+    this.#repeats = new Repeats(this.#fold.places)
   }
 
   onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
@@ -266,7 +291,7 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
   #deliver(): void {
     try {
       for (let text = this.#next(); text !== undefined; text = this.#next()) {
-        if (text !== '' && this.#waits(text, () => this.#deliver())) return
+        if (text !== '' && this.#waits(text)) return
       }
       if (this.#over) this.#finish()
     } catch (error) {
@@ -285,10 +310,10 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
       const { name, data } = event
       if (name === 'error') throw this.refuse(toJsonOrText(data))
       const isMark = data.length < 20 && data.trim() === '[DONE]'
-      const text = fold.event(isMark ? '[DONE]' : JSON.parse(data), name)
+      const text = fold.event(isMark ? '[DONE]' : this.#repeats?.parse(data), name)
       if (fold.done) {
         this.#watch.stop()
-        this.#grace = setTimeout(() => this.onResponseEnd(), graceMs)
+        queueMicrotask(() => this.#linger())
       }
       return text ?? ''
     } catch (error) {
@@ -296,35 +321,44 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
     }
   }
 
-  /** Hands a text on. True if that has to be waited for: then `next` is called. */
-  #waits(text: string, next: () => void): boolean {
+  /** After the vendor's last event; most answers end in the bytes that brought it. */
+  #linger(): void {
+    if (!this.#settled) this.#grace = setTimeout(() => this.onResponseEnd(), graceMs)
+  }
+
+  /** Hands a text on. True if that has to be waited for: then `#deliver` is called. */
+  #waits(text: string): boolean {
     this.#call.emitted = true
     const wait = this.#call.onDelta?.({ type: 'text_delta', text })
     if (typeof wait?.then !== 'function') return false
     this.#busy = true
     this.#watch.hold(true)
-    wait.then(() => {
-      this.#busy = false
-      this.#watch.hold(false)
-      next()
-      if (!this.#busy) this.#controller?.resume()
-    }, this.#fail)
+    wait.then(
+      () => {
+        this.#busy = false
+        this.#watch.hold(false)
+        this.#deliver()
+        if (!this.#busy) this.#controller?.resume()
+      },
+      (error) => this.#fail(error),
+    )
     return true
   }
 
   #finish(): void {
-    if (this.status >= 400) throw this.#statusError()
-    let reply: ModelReply
-    try {
-      reply = this.#fold ? this.#fold.end(this.#framed) : this.#parse(this.#json())
-    } catch (error) {
-      throw this.#understood(error)
+    if (!this.#made) {
+      if (this.status >= 400) throw this.#statusError()
+      try {
+        this.#made = this.#fold ? this.#fold.end(this.#framed) : this.#parse(this.#json())
+      } catch (error) {
+        throw this.#understood(error)
+      }
+      // A gateway that answered whole has told nothing yet.
+      const isTold = this.#fold !== undefined || !this.#call.onDelta
+      const text = isTold ? '' : textOf(this.#made)
+      if (text !== '' && this.#waits(text)) return
     }
-    const succeed = () => this.#settle() && this.#done.resolve(reply)
-    const isTold = this.#fold !== undefined || !this.#call.onDelta
-    const texts = reply.parts.map((part) => (isTold || part.type !== 'text' ? '' : part.text))
-    const text = texts.join('')
-    if (text === '' || !this.#waits(text, succeed)) succeed()
+    if (this.#settle()) this.#done.resolve(this.#made)
   }
 
   #parse(json: unknown): ModelReply {
@@ -405,9 +439,12 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
     return errors.notAnswered(cause, this.fail.bind(this), late)
   }
 
-  readonly #aborted = (): void => this.#fail(this.#call.signal?.reason)
+  /** Of the signal: it was aborted. */
+  handleEvent(): void {
+    this.#fail(this.#call.signal?.reason)
+  }
 
-  readonly #fail = (error: unknown): void => {
+  #fail(error: unknown): void {
     if (this.#settle()) this.#done.reject(error)
   }
 
@@ -416,14 +453,20 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
     if (this.#settled) return false
     this.#settled = true
     this.#watch.stop()
-    clearTimeout(this.#grace)
-    this.#call.signal?.removeEventListener('abort', this.#aborted)
+    if (this.#grace) clearTimeout(this.#grace)
+    this.#call.signal?.removeEventListener('abort', this)
     this.#controller?.abort(gone) // no effect on an answer that has ended
     return true
   }
 }
 
 const gone = new Error('no longer wanted')
+const once = { once: true }
+const none = {}
+
+function textOf({ parts }: ModelReply): string {
+  return parts.map((part) => (part.type === 'text' ? part.text : '')).join('')
+}
 
 /** Takes a byte order mark away. */
 const utf8 = new TextDecoder()

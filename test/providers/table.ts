@@ -493,6 +493,33 @@ export function conformance(wire: WireUnderTest): void {
     assert.ok(text.includes('NEW') && !text.includes('OLD'))
   })
 
+  named('reads a long stream as it reads the same answer whole', async (vendor) => {
+    const pieces = [
+      ' w1',
+      '"',
+      '\\',
+      '\n',
+      '"}',
+      '","',
+      '🎉',
+      'text',
+      '{"content":"x"}',
+      '\u2603',
+      ' w2',
+    ]
+    const text = Array.from({ length: 90 }, (_, i) => pieces[(i * 7) % pieces.length] ?? '')
+    const args = JSON.stringify({ name: 'a"b\\c\n'.repeat(30) }).match(/.{1,3}/gs) ?? []
+    const parts = [{ text }, { call: 'list_pods', id: 'call_1', args: [...args] }]
+    const said: Said = { parts, finish: 'tool_call', usage }
+    const provider = make(vendor)
+    vendor.answer(streamed(said))
+    const long = await outcomeOf(provider)
+    vendor.answer(whole(said))
+    const short = await outcomeOf(provider, { stream: false })
+    assert.equal(long.text, text.join(''))
+    assert.deepEqual(withoutIds(long.reply), withoutIds(short.reply))
+  })
+
   // ---- The wire cut, split and broken
 
   named(
