@@ -1954,9 +1954,10 @@ test('what no request could mend is refused at the start', () => {
   chatHandler(agent, { store: durable, keys: [undefined, key] })
 })
 
-test('trusting the client is said in the log', (t) => {
+test('trusting the client is said in the log', async (t) => {
   const log: LogEntry[] = []
   chatHandler(desk([]).agent, { trustClient: 'unsafe', log: (entry) => log.push(entry) })
+  await until(() => log.length)
   assert.deepEqual(
     log.map(({ level, event }) => [level, event]),
     [['warn', 'trust_client']],
