@@ -8,15 +8,12 @@ import { inspect } from 'node:util'
 import {
   type Agent,
   authorityOf,
-  type ChatMessage,
   checkAgent,
   dataBlock,
   type ExecutedCall,
-  type Listener,
   type PendingCall,
   type RunEvent,
   type RunInput,
-  type RunLimits,
   type RunOptions,
   type RunResult,
   run,
@@ -61,7 +58,7 @@ export interface ChatOptions {
   validateContext?: (context: PlatformContext) => unknown
   bindContext?: RunOptions['bindContext']
   grants?: Grants
-  onEvent?: Listener
+  onEvent?: RunOptions['onEvent']
   /** One entry a request, a model call, a warning or a failure; plain JSON, masked. */
   log?: (entry: LogEntry) => void
   /** Tool inputs and outputs in the log too, masked. Default false. */
@@ -76,7 +73,7 @@ export type LogEntry = {
   [key: string]: unknown
 }
 
-export type ChatLimits = RunLimits & typeof doorLimits
+export type ChatLimits = typeof runLimits & typeof doorLimits
 const doorLimits = {
   bodyBytes: 4_194_304,
   /** Of all bodies that are being read, the first 64 KiB of each not counted; beyond it 503. */
@@ -116,7 +113,7 @@ export class Forbidden extends DcafError {
 /** Throws for what no request could mend: a durable store without keys, an approver nobody can name, a bad tool. */
 export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions = {}): ChatHandler {
   const door = doorOf(agent, options)
-  const { basePath = '/api', trustClient } = options
+  const { basePath = '/api', authenticate } = options
   const routes = new Map<string, 'chat' | 'stream' | 'health'>([
     ['/health', 'health'],
     [`${basePath}/chat`, 'chat'],
@@ -124,10 +121,6 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
     [`${basePath}/chat-stream`, 'stream'],
     [`${basePath}/sendMessageStream`, 'stream'],
   ])
-  if (trustClient)
-    note(door, undefined, 'warn', 'trust_client', {
-      message: 'approvals are accepted without proof',
-    })
 
   async function handler(req: IncomingMessage, res: ServerResponse): Promise<boolean> {
     const [path = '', query] = (req.url ?? '').split('?', 2)
@@ -142,20 +135,13 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
     } else if (route === 'health') {
       const ready = !(door.draining && new URLSearchParams(query).has('ready'))
       sendJson(ask, ready ? 200 : 503, { status: ready ? 'ok' : 'draining' })
-    } else await served(ask, route === 'stream')
-    if (door.log && route !== 'health')
-      note(door, ask, 'info', 'request', {
-        method: req.method,
-        path,
-        ...(res.headersSent && { status: res.statusCode }),
-        duration_ms: Math.round(performance.now() - ask.started),
-        ...ask.outcome,
-      })
+    } else await serve(ask, route === 'stream')
+    if (route !== 'health') door.log?.then((log) => log.request(ask, path))
     return true
   }
 
   const controls = {
-    authenticate: options.authenticate,
+    authenticate,
     drain() {
       door.draining = true
     },
@@ -166,10 +152,9 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
       return door.live.size
     },
     abortAll(hard = false) {
-      const reason = shuttingDown()
-      for (const ask of door.live) ask.stop(reason)
+      for (const ask of door.live) ask.stop(shuttingDown())
       if (!hard) return
-      door.hard.abort(reason)
+      door.hard.abort(shuttingDown())
       door.hard = new AbortController()
     },
   }
@@ -226,19 +211,11 @@ export interface Keeper {
   open(incoming: Record<string, unknown>, at: At): Promise<Session>
   close(session: Session, at: At): Promise<Record<string, unknown>>
 }
-export type At = {
-  agent: string
-  principal: string | undefined
-  threadId: string | undefined
-  context: PlatformContext
-  warn(message: string): void
-  mask: Mask
-}
-
-const unmasked = masker([])
+/** A request, as far as a session is concerned. */
+export type At = Pick<Ask, 'agent' | 'principal' | 'threadId' | 'context' | 'mask' | 'warn'>
 
 /** One request, and what is known of it so far. */
-class Ask implements At {
+class Ask {
   readonly door: Door
   readonly req: IncomingMessage
   readonly res: ServerResponse
@@ -251,7 +228,7 @@ class Ask implements At {
   principal: string | undefined
   threadId: string | undefined
   context: PlatformContext = {}
-  mask = unmasked
+  mask: Mask = String
   /** The request's scalar fields, for the client's correlation. */
   echo: Record<string, unknown> | undefined
   stream: Lines | undefined
@@ -296,7 +273,7 @@ class Ask implements At {
   }
 
   warn(message: string): void {
-    note(this.door, this, 'warn', 'session', { message })
+    this.door.log?.then((log) => log.warn(this, message))
   }
 }
 
@@ -327,13 +304,15 @@ function timeoutsOf(agent: Agent | AgentFunction): number[] {
 // ---------------------------------------------------------------- one request
 
 /** Never throws: what went wrong is answered. */
-async function served(ask: Ask, streams: boolean): Promise<void> {
+async function serve(ask: Ask, streams: boolean): Promise<void> {
   const { door, res } = ask
-  const timer = setTimeout(late, door.limits.requestMs, ask)
+  const { limits, live } = door
+  const timer = setTimeout(() => ask.stop(reached('requestMs', limits)), limits.requestMs)
   const onClose = () => res.writableFinished || ask.stop(gone())
   res.on('close', onClose)
-  door.live.add(ask)
+  live.add(ask)
   try {
+    if (res.destroyed) throw gone()
     if (door.draining) throw shuttingDown()
     admit(door)
     await answer(ask, streams)
@@ -342,29 +321,33 @@ async function served(ask: Ask, streams: boolean): Promise<void> {
   }
   clearTimeout(timer)
   res.off('close', onClose)
-  door.live.delete(ask)
+  live.delete(ask)
   if (ask.admitted) door.admitted--
 }
 
-function late(ask: Ask): void {
-  const most = `The request took longer than ${ask.door.limits.requestMs} ms (limit requestMs).`
-  ask.stop(new DcafError('deadline', most))
-}
-function gone(): DcafError {
-  return new DcafError('aborted', 'the client went away')
-}
-function shuttingDown(): DcafError {
-  return new DcafError('shutting_down', 'The server is shutting down.', { retryable: true })
-}
-function busy(most: string): DcafError {
-  return new DcafError('busy', most, { retryable: true, retryAfterMs: 1000 })
+const gone = () => new DcafError('aborted', 'the client went away')
+const shuttingDown = () =>
+  new DcafError('shutting_down', 'The server is shutting down.', { retryable: true })
+
+/** What is said where a limit is reached; N is what it is set to. */
+const limitWords = {
+  requestMs: ['deadline', 'The request took longer than N ms (limit requestMs).'],
+  stallMs: ['aborted', 'The client read nothing for N ms (limit stallMs).'],
+  bodyBytes: ['body_too_large', 'The request body has more than N bytes (limit bodyBytes).'],
+  bodiesBytes: ['busy', 'The server reads N bytes of bodies at once (limit bodiesBytes).'],
+  concurrent: [
+    'busy',
+    'The server answers N requests at once (limit concurrent). Try again later.',
+  ],
+} as const
+function reached(limit: keyof typeof limitWords, limits: ChatLimits): DcafError {
+  const [code, words] = limitWords[limit]
+  const later = code === 'busy' ? { retryable: true, retryAfterMs: 1000 } : {}
+  return new DcafError(code, words.replace('N', `${limits[limit]}`), later)
 }
 
-function admit({ admitted, limits: { concurrent } }: Door): void {
-  if (admitted >= concurrent)
-    throw busy(
-      `The server answers ${concurrent} requests at once (limit concurrent). Try again later.`,
-    )
+function admit({ admitted, limits }: Door): void {
+  if (admitted >= limits.concurrent) throw reached('concurrent', limits)
 }
 
 /** Throws where nothing ran that the client was not told of. */
@@ -372,7 +355,7 @@ async function answer(ask: Ask, streams: boolean): Promise<void> {
   const { door, req, signal } = ask
   const { limits, options, shared } = door
   if (door.log) await door.log // no request outruns it
-  checkHead(req, limits.bodyBytes)
+  checkHead(req, limits)
   if (options.authenticate) {
     const who: unknown = await ask.inTime(options.authenticate(req))
     if (typeof who !== 'string' || who === '')
@@ -414,7 +397,7 @@ async function answer(ask: Ask, streams: boolean): Promise<void> {
       signal,
       hardSignal: door.hard.signal,
       onEvent: door.log && ((fact) => door.log?.then((log) => log.fact(ask, fact))),
-      emit: stream && ((event) => relay(stream, event)),
+      emit: stream && ((event) => stream.relay(event)),
       // What `secrets` names, a child's too, is masked in what the door itself says: session, errors, log.
       onSecrets(values) {
         const [before, own] = [ask.mask, masker(secretsOf({}, values))]
@@ -432,19 +415,14 @@ const json = /^\s*application\/json\s*(?:;|$)/i
 const notUtf8 = /;\s*charset=(?!"?utf-?8"?\s*(?:;|$))/i
 
 /** Refused before a byte of the body is read. */
-function checkHead({ headers }: IncomingMessage, bodyBytes: number): void {
+function checkHead({ headers }: IncomingMessage, limits: ChatLimits): void {
   const { 'content-type': type = '', 'content-encoding': encoding = 'identity' } = headers
   const wrong = (problem: string) => new DcafError('unsupported_media_type', problem)
   if (!json.test(type) || notUtf8.test(type))
     throw wrong('Content-Type must be application/json in UTF-8.')
   if (encoding.toLowerCase() !== 'identity')
     throw wrong('Content-Encoding must be absent or identity.')
-  if (Number(headers['content-length']) > bodyBytes) throw tooLarge(bodyBytes)
-}
-
-function tooLarge(bodyBytes: number): DcafError {
-  const most = `The request body has more than ${bodyBytes} bytes (limit bodyBytes).`
-  return new DcafError('body_too_large', most)
+  if (Number(headers['content-length']) > limits.bodyBytes) throw reached('bodyBytes', limits)
 }
 
 /** Beyond it a body counts: a few small ones pass beside whoever sends many large ones slowly. */
@@ -452,7 +430,7 @@ const uncounted = 65_536
 
 function readBody(ask: Ask): Promise<Buffer> {
   const { door, req, signal } = ask
-  const { bodyBytes, bodiesBytes } = door.limits
+  const { limits } = door
   return new Promise((resolve, reject) => {
     const early = 'the body was read before: what parses bodies (express.json()) must come after'
     if (req.readableEnded) return reject(new DcafError('internal_error', early))
@@ -461,7 +439,7 @@ function readBody(ask: Ask): Promise<Buffer> {
     const counted = (): number => Math.max(0, size - uncounted)
     const end = (error?: DcafError): void => {
       door.bodies -= counted()
-      req.off('data', onData).off('end', end).off('error', onError)
+      req.off('data', onData).off('end', end)
       ask.onStop = undefined
       if (error) reject(error)
       else resolve(chunks.length === 1 && chunks[0] ? chunks[0] : Buffer.concat(chunks))
@@ -471,13 +449,11 @@ function readBody(ask: Ask): Promise<Buffer> {
       size += chunk.length
       door.bodies += counted()
       chunks.push(chunk)
-      if (size <= bodyBytes && door.bodies <= bodiesBytes) return
+      if (size <= limits.bodyBytes && door.bodies <= limits.bodiesBytes) return
       req.pause()
-      const most = `The server reads ${bodiesBytes} bytes of bodies at once (limit bodiesBytes).`
-      end(size > bodyBytes ? tooLarge(bodyBytes) : busy(most))
+      end(reached(size > limits.bodyBytes ? 'bodyBytes' : 'bodiesBytes', limits))
     }
-    const onError = () => end(gone())
-    req.on('data', onData).on('end', end).on('error', onError)
+    req.on('data', onData).on('end', end)
     ask.onStop = end
     if (signal.aborted) end(signal.reason)
   })
@@ -564,13 +540,11 @@ function inputOf(
   return { messages, decisions, paused, proposed: open }
 }
 
-function chatOf(message: wire.WireMessage, mask: Mask): ChatMessage {
-  const { role, content } = message
-  const chat: ChatMessage = { role, content: content ?? '' }
+function chatOf(message: wire.WireMessage, mask: Mask) {
   const reported = wire.reportedIn(message)
-  if (reported.length > 0)
-    chat.data = dataBlock('Calls that the client reports as done', reported, mask)
-  return chat
+  const title = 'Calls that the client reports as done'
+  const data = reported.length > 0 ? dataBlock(title, reported, mask) : undefined
+  return { role: message.role, content: message.content ?? '', data }
 }
 
 // ---------------------------------------------------------------- out
@@ -700,24 +674,6 @@ function executedAs(list: wire.WireList, calls: ExecutedCall[]) {
   })
 }
 
-/** Pending calls and the end are told from the result, once; a function's agents may each have said theirs. */
-function relay(stream: Lines, event: RunEvent): Promise<void> | undefined {
-  switch (event.type) {
-    case 'text_delta':
-      return stream.write(event)
-    case 'intermittent_update': // nobody waits for a tool's: where the reader is far behind, they are left out
-      return stream.behind ? undefined : stream.write(event)
-    case 'executed_tool_calls':
-      return stream.tell('tool_calls', event.executedToolCalls)
-    case 'executed_commands':
-      return stream.tell('cmds', event.executedCmds)
-    case 'executed_approvals':
-      return stream.tell('approvals', event.executedApprovals)
-    default:
-      return undefined
-  }
-}
-
 type WireEvent = { type: string; [key: string]: unknown }
 
 /** Characters that a burst may have waiting for the end of its tick. */
@@ -741,6 +697,19 @@ class Lines {
     this.#ask = ask
   }
 
+  /** Pending calls and the end are told from the result, once; a function's agents may each have said theirs. */
+  relay(event: RunEvent): Promise<void> | undefined {
+    if (event.type === 'text_delta') return this.write(event)
+    // Nobody waits for a tool's: where the reader is far behind, they are left out.
+    if (event.type === 'intermittent_update')
+      return this.#ask.res.writableLength > farBehind ? undefined : this.write(event)
+    if (event.type === 'executed_tool_calls')
+      return this.tell('tool_calls', event.executedToolCalls)
+    if (event.type === 'executed_commands') return this.tell('cmds', event.executedCmds)
+    if (event.type === 'executed_approvals') return this.tell('approvals', event.executedApprovals)
+    return undefined
+  }
+
   /** A promise only while the client does not keep up. */
   write(event: WireEvent): Promise<void> | undefined {
     const { res } = this.#ask
@@ -758,10 +727,6 @@ class Lines {
     for (const call of calls) this.told.add(call)
     const type = list === 'cmds' ? 'executed_commands' : `executed_${list}`
     return this.write({ type, [`executed_${list}`]: executedAs(list, calls) })
-  }
-
-  get behind(): boolean {
-    return this.#ask.res.writableLength > farBehind
   }
 
   readonly #flush = (): void => {
@@ -819,13 +784,11 @@ function end(ask: Ask, text: string): void {
 /** Until the client has read what it was sent, or is gone; one that reads nothing for `stallMs` is cut off. */
 function unread(ask: Ask): Promise<void> {
   const { res, door } = ask
-  const { stallMs } = door.limits
   const { promise, resolve } = Promise.withResolvers<void>()
   const timer = setTimeout(() => {
-    const stalled = `the client read nothing for ${stallMs} ms (limit stallMs)`
-    ask.stop(new DcafError('aborted', stalled))
+    ask.stop(reached('stallMs', door.limits))
     res.destroy()
-  }, stallMs)
+  }, door.limits.stallMs)
   const done = (): void => {
     clearTimeout(timer)
     res.off('drain', done).off('close', done)
@@ -897,10 +860,6 @@ function toError(thrown: unknown): DcafError {
   return new DcafError('internal_error', message, { cause: thrown })
 }
 
-type Note = [level: LogEntry['level'], event: string, more: Record<string, unknown>]
-function note(door: Door, ask: Ask | undefined, ...entry: Note): void {
-  door.log?.then((log) => log.note(ask, ...entry))
-}
 function noteFailure(ask: Ask, error: DcafError): void {
   ask.door.log?.then((log) => log.failure(ask, error))
 }

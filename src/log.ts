@@ -1,6 +1,7 @@
 // The log of the door: one entry a request, a model call, a warning or a failure; plain JSON, masked, on one line. Loaded
 // when `chatHandler` is given `log` or `onEvent`. Neither hurts anybody when it throws or hangs, and nobody waits for them.
 
+import type { IncomingMessage, ServerResponse } from 'node:http'
 import { inspect } from 'node:util'
 import type { RunFact } from './agent.ts'
 import type { ChatOptions, LogEntry } from './http.ts'
@@ -8,8 +9,16 @@ import { type Mask, masker, maskJson, tracing } from './mask.ts'
 import type { DcafError, ErrorCode } from './providers/provider.ts'
 import type { PlatformContext } from './tool.ts'
 
-/** What an entry says of the request it belongs to. */
-type About = { requestId: string; context: PlatformContext; mask: Mask }
+/** The request that an entry belongs to. */
+interface About {
+  req: IncomingMessage
+  res: ServerResponse
+  started: number
+  requestId: string
+  context: PlatformContext
+  mask: Mask
+  outcome: Record<string, unknown> | undefined
+}
 
 const payloads = ['input', 'output', 'error', 'reason', 'calls', 'raw', 'details']
 const troubles: Record<string, LogEntry['level']> = {
@@ -19,7 +28,7 @@ const troubles: Record<string, LogEntry['level']> = {
 /** Ends of a request that say nothing but their code, which its entry has: a crowd of them needs no crowd of stacks. */
 const ordinary = new Set<ErrorCode>(['aborted', 'busy', 'deadline', 'shutting_down'])
 
-export function logOf({ log, onEvent, logPayloads }: ChatOptions) {
+export function logOf({ log, onEvent, logPayloads, trustClient }: ChatOptions) {
   function note(
     about: About | undefined,
     level: LogEntry['level'],
@@ -36,8 +45,22 @@ export function logOf({ log, onEvent, logPayloads }: ChatOptions) {
       return log({ level, event, time: new Date().toISOString(), ...data })
     })
   }
+  const unproven = { message: 'approvals are accepted without proof' }
+  if (trustClient) note(undefined, 'warn', 'trust_client', unproven)
   return {
-    note,
+    request(about: About, path: string): void {
+      const { req, res, started, outcome } = about
+      note(about, 'info', 'request', {
+        method: req.method,
+        path,
+        ...(res.headersSent && { status: res.statusCode }),
+        duration_ms: Math.round(performance.now() - started),
+        ...outcome,
+      })
+    },
+    warn(about: About, message: string): void {
+      note(about, 'warn', 'session', { message })
+    },
     /** The whole of an error, for the log alone. */
     failure(about: About, { code, message, stack, cause }: DcafError): void {
       if (ordinary.has(code)) return
