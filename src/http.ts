@@ -113,7 +113,7 @@ export class Forbidden extends DcafError {
 /** Throws for what no request could mend: a durable store without keys, an approver nobody can name, a bad tool. */
 export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions = {}): ChatHandler {
   const door = doorOf(agent, options)
-  const { basePath = '/api', authenticate } = options
+  const { basePath = '/api' } = options
   const routes = new Map<string, 'chat' | 'stream' | 'health'>([
     ['/health', 'health'],
     [`${basePath}/chat`, 'chat'],
@@ -126,7 +126,8 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
     const [path = '', query] = (req.url ?? '').split('?', 2)
     const route = routes.get(path)
     if (!route) return false
-    const ask = new Ask(door, req, res)
+    const ask = new Ask(door, res)
+    if (door.log && route !== 'health') ask.log = await door.log // no request outruns it
     const methods = route === 'health' ? ['GET', 'HEAD'] : ['POST']
     if (!methods.includes(`${req.method}`)) {
       const allow = methods.join(', ')
@@ -136,29 +137,29 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
       const ready = !(door.draining && new URLSearchParams(query).has('ready'))
       sendJson(ask, ready ? 200 : 503, { status: ready ? 'ok' : 'draining' })
     } else await serve(ask, route === 'stream')
-    if (route !== 'health') door.log?.then((log) => log.request(ask, path))
+    ask.log?.request(ask, path)
     return true
   }
 
-  const controls = {
-    authenticate,
-    drain() {
-      door.draining = true
-    },
-    get draining() {
-      return door.draining
-    },
-    get active() {
-      return door.live.size
-    },
-    abortAll(hard = false) {
-      for (const ask of door.live) ask.stop(shuttingDown())
-      if (!hard) return
-      door.hard.abort(shuttingDown())
-      door.hard = new AbortController()
-    },
+  const controls: PropertyDescriptorMap = {
+    authenticate: { value: options.authenticate },
+    drain: { value: () => drain(door) },
+    draining: { get: () => door.draining },
+    active: { get: () => door.live.size },
+    abortAll: { value: (hard = false) => abortAll(door, hard) },
   }
-  return Object.defineProperties(handler, Object.getOwnPropertyDescriptors(controls)) as ChatHandler
+  return Object.defineProperties(handler, controls) as ChatHandler
+}
+
+function drain(door: Door): void {
+  door.draining = true
+}
+
+function abortAll(door: Door, hard: boolean): void {
+  for (const ask of door.live) ask.stop(shuttingDown())
+  if (!hard) return
+  door.hard.abort(shuttingDown())
+  door.hard = new AbortController()
 }
 
 /** What all requests share. */
@@ -184,7 +185,7 @@ function doorOf(agent: Agent | AgentFunction, options: ChatOptions) {
     hard: new AbortController(),
     draining: false,
     /** Requests whose body is read and whose run is under way: a slow sender takes no place. */
-    admitted: 0,
+    admitted: new Set<Ask>(),
     /** Bytes of bodies under way, as far as they count. */
     bodies: 0,
     // What only some ask for is loaded once, here; where a file does not load, no request that needs it is answered.
@@ -214,10 +215,11 @@ export interface Keeper {
 /** A request, as far as a session is concerned. */
 export type At = Pick<Ask, 'agent' | 'principal' | 'threadId' | 'context' | 'mask' | 'warn'>
 
+const unmasked = masker([])
+
 /** One request, and what is known of it so far. */
 class Ask {
   readonly door: Door
-  readonly req: IncomingMessage
   readonly res: ServerResponse
   readonly agent: string
   readonly started = performance.now()
@@ -228,17 +230,16 @@ class Ask {
   principal: string | undefined
   threadId: string | undefined
   context: PlatformContext = {}
-  mask: Mask = String
+  mask = unmasked
   /** The request's scalar fields, for the client's correlation. */
   echo: Record<string, unknown> | undefined
   stream: Lines | undefined
+  log: Awaited<Door['log']>
   outcome: Record<string, unknown> | undefined
-  admitted = false
 
-  constructor(door: Door, req: IncomingMessage, res: ServerResponse) {
-    const given = req.headers['x-request-id']
+  constructor(door: Door, res: ServerResponse) {
+    const given = res.req.headers['x-request-id']
     this.door = door
-    this.req = req
     this.res = res
     this.agent = door.agent.name
     this.requestId = isPlainId(given) ? given : randomUUID()
@@ -256,24 +257,20 @@ class Ask {
   }
 
   /** What `work` gives, or why the request ended, which whoever works may not heed, `graceMs` after it. */
-  async inTime<T>(work: T | Promise<T>, graceMs = 0): Promise<T> {
-    const { promise, resolve, reject } = Promise.withResolvers<T>()
-    let timer: NodeJS.Timeout | undefined
-    this.onStop = (reason) => {
-      timer = setTimeout(reject, graceMs, reason)
-    }
-    if (this.signal.aborted) this.onStop(this.signal.reason)
-    Promise.resolve(work).then(resolve, reject)
-    try {
-      return await promise
-    } finally {
-      this.onStop = undefined
-      clearTimeout(timer)
-    }
+  inTime<T>(work: T | Promise<T>, graceMs = 0): Promise<T> {
+    return new Promise((resolve, reject) => {
+      let timer: NodeJS.Timeout | undefined
+      this.onStop = (reason) => {
+        timer = setTimeout(reject, graceMs, reason)
+      }
+      if (this.signal.aborted) this.onStop(this.signal.reason)
+      const settled = () => clearTimeout(timer)
+      Promise.resolve(work).finally(settled).then(resolve, reject)
+    })
   }
 
   warn(message: string): void {
-    this.door.log?.then((log) => log.warn(this, message))
+    this.log?.warn(this, message)
   }
 }
 
@@ -322,7 +319,7 @@ async function serve(ask: Ask, streams: boolean): Promise<void> {
   clearTimeout(timer)
   res.off('close', onClose)
   live.delete(ask)
-  if (ask.admitted) door.admitted--
+  door.admitted.delete(ask)
 }
 
 const gone = () => new DcafError('aborted', 'the client went away')
@@ -347,37 +344,30 @@ function reached(limit: keyof typeof limitWords, limits: ChatLimits): DcafError 
 }
 
 function admit({ admitted, limits }: Door): void {
-  if (admitted >= limits.concurrent) throw reached('concurrent', limits)
+  if (admitted.size >= limits.concurrent) throw reached('concurrent', limits)
 }
 
 /** Throws where nothing ran that the client was not told of. */
 async function answer(ask: Ask, streams: boolean): Promise<void> {
-  const { door, req, signal } = ask
+  const { door, res, signal } = ask
   const { limits, options, shared } = door
-  if (door.log) await door.log // no request outruns it
-  checkHead(req, limits)
+  checkHead(res.req, limits)
   if (options.authenticate) {
-    const who: unknown = await ask.inTime(options.authenticate(req))
+    const who: unknown = await ask.inTime(options.authenticate(res.req))
     if (typeof who !== 'string' || who === '')
       throw new DcafError('unauthenticated', 'Who asks is not known.')
     ask.principal = who
   }
   const body = parse(await readBody(ask), limits)
   admit(door)
-  door.admitted++
-  ask.admitted = true
+  door.admitted.add(ask)
   const thread = wire.readThread(body, limits.messages)
   const last = thread.at(-1) as (typeof thread)[number]
   const items = wire.readItems(last.message, last.index, limits.decisions)
   know(ask, body as Record<string, unknown>, thread)
   const { context, threadId, principal } = ask
   if (options.validateContext) await ask.inTime(options.validateContext(context))
-  const newest = thread.findLast(({ message: { data } }) => data && Object.hasOwn(data, 'session'))
-  const incoming = newest?.message.data?.session ?? {}
-  const session = door.keeper
-    ? await ask.inTime((await door.keeper).open(incoming, ask))
-    : readSession(incoming, `/messages/${newest?.index}/data/session`)
-  const paused = typeof incoming.$run === 'string' ? incoming.$run : undefined
+  const { session, paused } = await opened(ask, thread)
   if (streams) ask.stream = new Lines(ask)
   const { stream } = ask
   if (door.routed && !items.some((item) => item.said)) {
@@ -396,7 +386,7 @@ async function answer(ask: Ask, streams: boolean): Promise<void> {
       principal,
       signal,
       hardSignal: door.hard.signal,
-      onEvent: door.log && ((fact) => door.log?.then((log) => log.fact(ask, fact))),
+      onEvent: ask.log && ((fact) => ask.log?.fact(ask, fact)),
       emit: stream && ((event) => stream.relay(event)),
       // What `secrets` names, a child's too, is masked in what the door itself says: session, errors, log.
       onSecrets(values) {
@@ -429,8 +419,9 @@ function checkHead({ headers }: IncomingMessage, limits: ChatLimits): void {
 const uncounted = 65_536
 
 function readBody(ask: Ask): Promise<Buffer> {
-  const { door, req, signal } = ask
+  const { door, signal } = ask
   const { limits } = door
+  const { req } = ask.res
   return new Promise((resolve, reject) => {
     const early = 'the body was read before: what parses bodies (express.json()) must come after'
     if (req.readableEnded) return reject(new DcafError('internal_error', early))
@@ -497,11 +488,20 @@ function know(ask: Ask, body: Record<string, unknown>, thread: Thread): void {
   }
 }
 
-function readSession(incoming: Record<string, unknown>, path: string): Session {
+/** The newest session of the thread, even an empty one, and the run that waits in it. */
+async function opened(ask: Ask, thread: Thread) {
+  const newest = thread.findLast(({ message: { data } }) => data && Object.hasOwn(data, 'session'))
+  const incoming = newest?.message.data?.session ?? {}
+  const paused = typeof incoming.$run === 'string' ? incoming.$run : undefined
+  const keeper = await ask.door.keeper
+  if (keeper) return { session: await ask.inTime(keeper.open(incoming, ask)), paused }
   try {
-    return new Session(incoming)
+    return { session: new Session(incoming), paused }
   } catch {
-    throw wire.invalid(path, 'is nested too deep for a session')
+    throw wire.invalid(
+      `/messages/${newest?.index}/data/session`,
+      'is nested too deep for a session',
+    )
   }
 }
 
@@ -568,7 +568,7 @@ async function finish(ask: Ask, answer: Answer): Promise<void> {
   const stop_reason = error ? 'error' : stop
   ask.outcome = { run_id: runId, stop_reason, ...(error && { code: error.code }) }
   if (error && executed.length === 0 && !stream?.started) throw error
-  if (error) noteFailure(ask, error)
+  if (error) ask.log?.failure(ask, error)
   if (answer.paused) session.$run = answer.paused
   const replayed = executed.filter((call) => call.replayed).map((call) => [call.id, 'replayed'])
   const meta = {
@@ -584,18 +584,12 @@ async function finish(ask: Ask, answer: Answer): Promise<void> {
     request_context: ask.echo,
   }
   const problem = error && problemOf(error, requestId)
+  const untold = stream ? executed.filter((call) => !stream.told.has(call)) : executed
+  const lists = listsOf(pending, untold)
   if (stream) {
-    const untold = executed.filter((call) => !stream.told.has(call))
-    for (const list of ['tool_calls', 'cmds', 'approvals'] as const) {
-      const calls = untold.filter(cameIn(list))
-      if (calls.length > 0) await stream.tell(list, calls)
-    }
+    await stream.tellAll(lists, ['executed_tool_calls', 'executed_cmds', 'executed_approvals'])
     if (!stream.spoke && answer.text) await stream.write({ type: 'text_delta', text: answer.text })
-    for (const list of ['cmds', 'approvals', 'tool_calls'] as const) {
-      const type = list === 'cmds' ? 'commands' : list
-      const calls = pendingIn(list, pending)
-      if (calls.length > 0) await stream.write({ type, [type]: calls })
-    }
+    await stream.tellAll(lists, ['cmds', 'approvals', 'tool_calls'])
     const meta_data = { session, ...meta }
     if (!problem) return stream.end({ type: 'done', stop_reason, meta_data })
     return stream.end(errorLine(problem, executed.length > 0 ? meta_data : undefined))
@@ -604,17 +598,7 @@ async function finish(ask: Ask, answer: Answer): Promise<void> {
   sendJson(ask, 200, {
     role: 'assistant',
     content: answer.text,
-    data: {
-      tool_calls: pendingIn('tool_calls', pending),
-      executed_tool_calls: executedAs('tool_calls', executed.filter(cameIn('tool_calls'))),
-      approvals: pendingIn('approvals', pending),
-      executed_approvals: executedAs('approvals', executed.filter(cameIn('approvals'))),
-      cmds: pendingIn('cmds', pending),
-      executed_cmds: executedAs('cmds', executed.filter(cameIn('cmds'))),
-      url_configs: [],
-      user_file_uploads: [],
-      session,
-    },
+    data: { ...lists, url_configs: [], user_file_uploads: [], session },
     meta_data: {
       ...meta,
       is_complete: pending.length === 0 && !error,
@@ -634,44 +618,43 @@ async function saved(ask: Ask, answered: Answer['session']): Promise<Record<stri
   return maskJson(session.toJSON(), ask.mask) as Record<string, unknown>
 }
 
-/** As a list shows the pending calls that are its own. What is undefined is no JSON, and so left out. */
-function pendingIn(list: wire.WireList, calls: PendingCall[]) {
-  const isOwn = ({ type }: PendingCall) =>
-    list === 'approvals' || (type === 'command') === (list === 'cmds')
-  return calls.filter(isOwn).map((call) => {
-    const { id, type, name, input, description, inputDescription: input_description } = call
-    const { command, files = null } = input as { command?: string; files?: unknown }
-    return {
-      id,
-      ...{
-        tool_calls: { name, input, tool_description: description, input_description, intent: null },
-        approvals: { type, name, input, description, intent: null },
-        cmds: { command, files },
-      }[list],
-      execute: false,
-      rejection_reason: null,
-      effective_input: call.effectiveInput,
-      preview: call.preview,
-      reasons: call.reasons,
-      expires_at: call.expiresAt,
-      path: call.path,
-      votes: call.votes,
-    }
-  })
+type Lists = Record<string, object[]>
+
+/** All lists of an answer. */
+function listsOf(pending: PendingCall[], executed: ExecutedCall[]): Lists {
+  const all: Lists = {}
+  for (const list of wire.lists) {
+    const waits = ({ type }: PendingCall) =>
+      list === 'approvals' || (type === 'command') === (list === 'cmds')
+    const cameIn = ({ lists = ['tool_calls'] }: ExecutedCall) => lists.includes(list)
+    all[list] = pending.filter(waits).map((call) => pendingAs(list, call))
+    all[`executed_${list}`] = executed.filter(cameIn).map((call) => executedAs(list, call))
+  }
+  return all
 }
 
-function cameIn(list: wire.WireList) {
-  return ({ lists = ['tool_calls'] }: ExecutedCall) => lists.includes(list)
+/** What is undefined is no JSON, and so left out. */
+function pendingAs(list: wire.WireList, call: PendingCall) {
+  const { id, type, name, input, description, inputDescription: input_description } = call
+  const { command, files = null } = (input ?? {}) as { command?: string; files?: unknown }
+  const { effectiveInput: effective_input, expiresAt: expires_at, path, votes } = call
+  const { preview, reasons } = call
+  const own = {
+    tool_calls: { name, input, tool_description: description, input_description, intent: null },
+    approvals: { type, name, input, description, intent: null },
+    cmds: { command, files },
+  }
+  const ours = { effective_input, preview, reasons, expires_at, path, votes }
+  return { id, ...own[list], execute: false, rejection_reason: null, ...ours }
 }
-/** As a list shows executed calls. */
-function executedAs(list: wire.WireList, calls: ExecutedCall[]) {
-  return calls.map(({ id, type, name, input, output, outcome }) => {
-    if (list === 'tool_calls') return { id, name, input, output }
-    const said = outcome === 'ok' ? output : output.replace(/^Tool rejected: /, 'Rejected: ')
-    if (list === 'approvals') return { id, type, name, input, output: said }
-    const { command = '' } = (input ?? {}) as { command?: string }
-    return { id, command, output: said }
-  })
+
+function executedAs(list: wire.WireList, call: ExecutedCall) {
+  const { id, type, name, input, output, outcome } = call
+  if (list === 'tool_calls') return { id, name, input, output }
+  const said = outcome === 'ok' ? output : output.replace(/^Tool rejected: /, 'Rejected: ')
+  if (list === 'approvals') return { id, type, name, input, output: said }
+  const { command = '' } = (input ?? {}) as { command?: string }
+  return { id, command, output: said }
 }
 
 type WireEvent = { type: string; [key: string]: unknown }
@@ -717,34 +700,42 @@ class Lines {
     this.started = true
     if (event.type === 'text_delta') this.spoke = true
     if (res.destroyed) return undefined
-    if (!this.#waiting) process.nextTick(this.#flush)
+    if (!this.#waiting) process.nextTick(() => this.#flush())
     this.#waiting += wire.line(event)
     if (this.#waiting.length > burst) this.#flush()
     return this.#draining
   }
 
+  /** Outcomes while the run goes on. */
   tell(list: wire.WireList, calls: ExecutedCall[]): Promise<void> | undefined {
     for (const call of calls) this.told.add(call)
-    const type = list === 'cmds' ? 'executed_commands' : `executed_${list}`
-    return this.write({ type, [`executed_${list}`]: executedAs(list, calls) })
+    return this.#list(
+      `executed_${list}`,
+      calls.map((call) => executedAs(list, call)),
+    )
   }
 
-  readonly #flush = (): void => {
-    const { res } = this.#ask
-    if (!this.#waiting || res.destroyed) return
-    this.#head()
-    const kept = res.write(this.#waiting)
+  async tellAll(lists: Lists, order: string[]): Promise<void> {
+    for (const list of order) if (lists[list]?.length) await this.#list(list, lists[list])
+  }
+
+  /** The events of commands are called otherwise than their lists. */
+  #list(list: string, calls: object[]): Promise<void> | undefined {
+    const type = list.replace('cmds', 'commands')
+    return this.write({ type, [list === 'cmds' ? type : list]: calls })
+  }
+
+  #flush(isLast = false): void {
+    const { res, requestId } = this.#ask
+    const text = this.#waiting
+    if (res.destroyed || (!text && !isLast)) return
     this.#waiting = ''
-    if (!kept)
+    if (!res.headersSent) res.writeHead(200, { ...ndjson, ...common, 'x-request-id': requestId })
+    if (isLast) end(this.#ask, text)
+    else if (!res.write(text))
       this.#draining ??= unread(this.#ask).then(() => {
         this.#draining = undefined
       })
-  }
-
-  #head(): void {
-    const { res, requestId } = this.#ask
-    const own = { 'content-type': 'application/x-ndjson', 'x-accel-buffering': 'no' }
-    if (!res.headersSent) res.writeHead(200, { ...own, ...common, 'x-request-id': requestId })
   }
 
   /** The terminal event. */
@@ -752,18 +743,15 @@ class Lines {
     const behind = this.write(event)
     this.#ended = true
     if (behind) await behind
-    if (this.#ask.res.destroyed) return
-    this.#head()
-    const rest = this.#waiting
-    this.#waiting = ''
-    end(this.#ask, rest)
+    this.#flush(true)
   }
 }
 
+const ndjson = { 'content-type': 'application/x-ndjson', 'x-accel-buffering': 'no' }
 const common = { 'cache-control': 'no-store', 'x-content-type-options': 'nosniff' }
 
 function sendJson(ask: Ask, status: number, body: unknown, more: OutgoingHttpHeaders = {}): void {
-  const { res, req, requestId } = ask
+  const { res, requestId } = ask
   if (res.headersSent || res.destroyed) return
   const text = JSON.stringify(body)
   res.writeHead(status, {
@@ -773,7 +761,7 @@ function sendJson(ask: Ask, status: number, body: unknown, more: OutgoingHttpHea
     'x-request-id': requestId,
     ...more,
   })
-  end(ask, req.method === 'HEAD' ? '' : text)
+  end(ask, res.req.method === 'HEAD' ? '' : text)
 }
 
 function end(ask: Ask, text: string): void {
@@ -840,17 +828,18 @@ function errorLine({ detail, ...rest }: Problem, meta_data?: object): WireEvent 
 
 /** Nothing ran that the client was not told of: an error with its true status, or the last line of a stream. */
 async function failed(ask: Ask, thrown: unknown): Promise<void> {
-  const { req, res, stream } = ask
+  const { res, stream } = ask
   const error = toError(thrown)
   const problem = problemOf(error, ask.requestId)
   const [status] = problems[error.code] ?? unknown
   ask.outcome = { ...ask.outcome, code: error.code === 'aborted' ? error.code : problem.code }
-  if (status >= 500) noteFailure(ask, error)
+  if (status >= 500) ask.log?.failure(ask, error)
   if (res.destroyed) return
   if (stream?.started) return stream.end(errorLine(problem))
   const wait = Math.max(1, Math.ceil((error.retryAfterMs ?? 1000) / 1000))
   sendJson(ask, status, problem, status === 503 ? { 'retry-after': `${wait}` } : {})
   // A body nobody will read: the answer must arrive before the connection ends, so it lingers unread for a moment.
+  const { req } = res
   if (!req.complete) setTimeout(() => req.complete || req.destroy(), 1000).unref()
 }
 
@@ -858,8 +847,4 @@ function toError(thrown: unknown): DcafError {
   if (thrown instanceof DcafError) return thrown
   const message = thrown instanceof Error ? thrown.message : inspect(thrown)
   return new DcafError('internal_error', message, { cause: thrown })
-}
-
-function noteFailure(ask: Ask, error: DcafError): void {
-  ask.door.log?.then((log) => log.failure(ask, error))
 }

@@ -1,7 +1,7 @@
 // The log of the door: one entry a request, a model call, a warning or a failure; plain JSON, masked, on one line. Loaded
 // when `chatHandler` is given `log` or `onEvent`. Neither hurts anybody when it throws or hangs, and nobody waits for them.
 
-import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { ServerResponse } from 'node:http'
 import { inspect } from 'node:util'
 import type { RunFact } from './agent.ts'
 import type { ChatOptions, LogEntry } from './http.ts'
@@ -11,7 +11,6 @@ import type { PlatformContext } from './tool.ts'
 
 /** The request that an entry belongs to. */
 interface About {
-  req: IncomingMessage
   res: ServerResponse
   started: number
   requestId: string
@@ -49,9 +48,9 @@ export function logOf({ log, onEvent, logPayloads, trustClient }: ChatOptions) {
   if (trustClient) note(undefined, 'warn', 'trust_client', unproven)
   return {
     request(about: About, path: string): void {
-      const { req, res, started, outcome } = about
+      const { res, started, outcome } = about
       note(about, 'info', 'request', {
-        method: req.method,
+        method: res.req.method,
         path,
         ...(res.headersSent && { status: res.statusCode }),
         duration_ms: Math.round(performance.now() - started),

@@ -56,7 +56,7 @@ const messageSchema = Type.Object({
 export type WireMessage = Static<typeof messageSchema> & { role: 'user' | 'assistant' }
 export type WireProblem = { path: string; message: string }
 export type WireList = 'tool_calls' | 'approvals' | 'cmds'
-const lists: WireList[] = ['tool_calls', 'approvals', 'cmds']
+export const lists: WireList[] = ['tool_calls', 'approvals', 'cmds']
 
 /** A request that cannot be answered; `problems` list JSON Pointers, never values. */
 export class WireError extends DcafError {
