@@ -264,8 +264,11 @@ class Ask {
         timer = setTimeout(reject, graceMs, reason)
       }
       if (this.signal.aborted) this.onStop(this.signal.reason)
-      const settled = () => clearTimeout(timer)
-      Promise.resolve(work).finally(settled).then(resolve, reject)
+      const end = (settle: typeof reject) => (value: unknown) => {
+        clearTimeout(timer)
+        settle(value)
+      }
+      Promise.resolve(work).then(end(resolve), end(reject))
     })
   }
 
@@ -367,7 +370,12 @@ async function answer(ask: Ask, streams: boolean): Promise<void> {
   know(ask, body as Record<string, unknown>, thread)
   const { context, threadId, principal } = ask
   if (options.validateContext) await ask.inTime(options.validateContext(context))
-  const { session, paused } = await opened(ask, thread)
+  const newest = thread.findLast(({ message: { data } }) => data && Object.hasOwn(data, 'session'))
+  const incoming = newest?.message.data?.session ?? {}
+  const paused = typeof incoming.$run === 'string' ? incoming.$run : undefined
+  const session = door.keeper
+    ? await ask.inTime((await door.keeper).open(incoming, ask))
+    : readSession(incoming, `/messages/${newest?.index}/data/session`)
   if (streams) ask.stream = new Lines(ask)
   const { stream } = ask
   if (door.routed && !items.some((item) => item.said)) {
@@ -488,20 +496,11 @@ function know(ask: Ask, body: Record<string, unknown>, thread: Thread): void {
   }
 }
 
-/** The newest session of the thread, even an empty one, and the run that waits in it. */
-async function opened(ask: Ask, thread: Thread) {
-  const newest = thread.findLast(({ message: { data } }) => data && Object.hasOwn(data, 'session'))
-  const incoming = newest?.message.data?.session ?? {}
-  const paused = typeof incoming.$run === 'string' ? incoming.$run : undefined
-  const keeper = await ask.door.keeper
-  if (keeper) return { session: await ask.inTime(keeper.open(incoming, ask)), paused }
+function readSession(incoming: Record<string, unknown>, path: string): Session {
   try {
-    return { session: new Session(incoming), paused }
+    return new Session(incoming)
   } catch {
-    throw wire.invalid(
-      `/messages/${newest?.index}/data/session`,
-      'is nested too deep for a session',
-    )
+    throw wire.invalid(path, 'is nested too deep for a session')
   }
 }
 
@@ -561,7 +560,12 @@ async function finish(ask: Ask, answer: Answer): Promise<void> {
   let error = answer.error === undefined ? undefined : toError(answer.error)
   let session: Record<string, unknown> = {}
   try {
-    session = await saved(ask, answer.session)
+    const keeper = door.keeper && (await door.keeper)
+    const given = answer.session
+    const last = given instanceof Session ? given : new Session(given)
+    session = keeper
+      ? await ask.inTime(keeper.close(last, ask), 1_000)
+      : (maskJson(last.toJSON(), ask.mask) as Record<string, unknown>)
   } catch (thrown) {
     error ??= toError(thrown)
   }
@@ -585,7 +589,7 @@ async function finish(ask: Ask, answer: Answer): Promise<void> {
   }
   const problem = error && problemOf(error, requestId)
   const untold = stream ? executed.filter((call) => !stream.told.has(call)) : executed
-  const lists = listsOf(pending, untold)
+  const lists = pending.length + untold.length > 0 ? listsOf(pending, untold) : noLists
   if (stream) {
     await stream.tellAll(lists, ['executed_tool_calls', 'executed_cmds', 'executed_approvals'])
     if (!stream.spoke && answer.text) await stream.write({ type: 'text_delta', text: answer.text })
@@ -611,13 +615,6 @@ async function finish(ask: Ask, answer: Answer): Promise<void> {
   })
 }
 
-/** The session as it goes out, secrets masked. */
-async function saved(ask: Ask, answered: Answer['session']): Promise<Record<string, unknown>> {
-  const session = answered instanceof Session ? answered : new Session(answered)
-  if (ask.door.keeper) return ask.inTime((await ask.door.keeper).close(session, ask), 1_000)
-  return maskJson(session.toJSON(), ask.mask) as Record<string, unknown>
-}
-
 type Lists = Record<string, object[]>
 
 /** All lists of an answer. */
@@ -632,6 +629,8 @@ function listsOf(pending: PendingCall[], executed: ExecutedCall[]): Lists {
   }
   return all
 }
+
+const noLists = listsOf([], [])
 
 /** What is undefined is no JSON, and so left out. */
 function pendingAs(list: wire.WireList, call: PendingCall) {
@@ -656,8 +655,6 @@ function executedAs(list: wire.WireList, call: ExecutedCall) {
   const { command = '' } = (input ?? {}) as { command?: string }
   return { id, command, output: said }
 }
-
-type WireEvent = { type: string; [key: string]: unknown }
 
 /** Characters that a burst may have waiting for the end of its tick. */
 const burst = 65_536
@@ -694,7 +691,7 @@ class Lines {
   }
 
   /** A promise only while the client does not keep up. */
-  write(event: WireEvent): Promise<void> | undefined {
+  write(event: wire.WireEvent): Promise<void> | undefined {
     const { res } = this.#ask
     if (this.#ended || res.writableEnded) return undefined // a run that nobody waits for any more
     this.started = true
@@ -739,7 +736,7 @@ class Lines {
   }
 
   /** The terminal event. */
-  async end(event: WireEvent): Promise<void> {
+  async end(event: wire.WireEvent): Promise<void> {
     const behind = this.write(event)
     this.#ended = true
     if (behind) await behind
@@ -822,7 +819,7 @@ function problemOf(error: DcafError, request_id: string) {
   const errors = error instanceof wire.WireError ? error.problems : undefined
   return { detail, code, retryable, request_id, errors }
 }
-function errorLine({ detail, ...rest }: Problem, meta_data?: object): WireEvent {
+function errorLine({ detail, ...rest }: Problem, meta_data?: object): wire.WireEvent {
   return { type: 'error', error: detail, ...rest, meta_data }
 }
 

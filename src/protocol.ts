@@ -209,9 +209,19 @@ export function reportedIn({ data }: WireMessage): unknown[] {
   return [...found.values()]
 }
 
-/** One line of NDJSON: what some clients would split lines on is escaped. */
-export function line(event: unknown): string {
-  return `${JSON.stringify(event).replace(/[\u0085\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`)}\n`
+export type WireEvent = { type: string; [key: string]: unknown }
+
+/** One line of NDJSON: what some clients would split lines on is escaped. A token's is put together by hand: there are many. */
+export function line(event: WireEvent): string {
+  const { type, text } = event
+  const isToken = type === 'text_delta' && typeof text === 'string'
+  const json = isToken
+    ? `{"type":"text_delta","text":${JSON.stringify(text)}}`
+    : JSON.stringify(event)
+  return `${json.replace(/[\u0085\u2028\u2029]/g, escaped)}\n`
+}
+function escaped(c: string): string {
+  return `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`
 }
 
 export function isRecord(value: unknown): value is Record<string, unknown> {
