@@ -224,6 +224,8 @@ class Ask {
   readonly agent: string
   readonly started = performance.now()
   readonly #end = new AbortController()
+  /** Client gone, deadline, stall, shutdown. */
+  readonly signal = this.#end.signal
   /** Told once why the request ends early. */
   onStop: ((reason: DcafError) => void) | undefined
   requestId: string
@@ -245,11 +247,6 @@ class Ask {
     this.requestId = isPlainId(given) ? given : randomUUID()
   }
 
-  /** Client gone, deadline, stall, shutdown. */
-  get signal(): AbortSignal {
-    return this.#end.signal
-  }
-
   stop(reason: DcafError): void {
     if (this.signal.aborted) return
     this.#end.abort(reason)
@@ -265,6 +262,7 @@ class Ask {
       }
       if (this.signal.aborted) this.onStop(this.signal.reason)
       const end = (settle: typeof reject) => (value: unknown) => {
+        this.onStop = undefined
         clearTimeout(timer)
         settle(value)
       }
@@ -329,21 +327,19 @@ const gone = () => new DcafError('aborted', 'the client went away')
 const shuttingDown = () =>
   new DcafError('shutting_down', 'The server is shutting down.', { retryable: true })
 
-/** What is said where a limit is reached; N is what it is set to. */
+/** What is said where a limit is reached: N is what it is set to, and its name is added. */
 const limitWords = {
-  requestMs: ['deadline', 'The request took longer than N ms (limit requestMs).'],
-  stallMs: ['aborted', 'The client read nothing for N ms (limit stallMs).'],
-  bodyBytes: ['body_too_large', 'The request body has more than N bytes (limit bodyBytes).'],
-  bodiesBytes: ['busy', 'The server reads N bytes of bodies at once (limit bodiesBytes).'],
-  concurrent: [
-    'busy',
-    'The server answers N requests at once (limit concurrent). Try again later.',
-  ],
+  requestMs: ['deadline', 'The request took longer than N ms (limit).'],
+  stallMs: ['aborted', 'The client read nothing for N ms (limit).'],
+  bodyBytes: ['body_too_large', 'The request body has more than N bytes (limit).'],
+  bodiesBytes: ['busy', 'The server reads N bytes of bodies at once (limit).'],
+  concurrent: ['busy', 'The server answers N requests at once (limit). Try again later.'],
 } as const
 function reached(limit: keyof typeof limitWords, limits: ChatLimits): DcafError {
   const [code, words] = limitWords[limit]
   const later = code === 'busy' ? { retryable: true, retryAfterMs: 1000 } : {}
-  return new DcafError(code, words.replace('N', `${limits[limit]}`), later)
+  const most = words.replace('N', `${limits[limit]}`).replace('(limit)', `(limit ${limit})`)
+  return new DcafError(code, most, later)
 }
 
 function admit({ admitted, limits }: Door): void {
@@ -441,7 +437,7 @@ function readBody(ask: Ask): Promise<Buffer> {
       req.off('data', onData).off('end', end)
       ask.onStop = undefined
       if (error) reject(error)
-      else resolve(chunks.length === 1 && chunks[0] ? chunks[0] : Buffer.concat(chunks))
+      else resolve(Buffer.concat(chunks))
     }
     const onData = (chunk: Buffer): void => {
       door.bodies -= counted()
@@ -505,12 +501,8 @@ function readSession(incoming: Record<string, unknown>, path: string): Session {
 }
 
 /** The thread, its decisions and its reports, as a run reads them. */
-function inputOf(
-  { mask, door }: Ask,
-  thread: Thread,
-  items: wire.WireItem[],
-  paused: string | undefined,
-): RunInput {
+function inputOf(ask: Ask, thread: Thread, items: wire.WireItem[], paused?: string): RunInput {
+  const { mask, door } = ask
   const messages = thread.map(({ message }) => chatOf(message, mask))
   const words = messages.at(-1)?.content.trim() || 'not approved'
   const decides = items.some((item) => item.said)
@@ -525,14 +517,9 @@ function inputOf(
   for (const { said, reason = words, at: _, ...item } of items) {
     const { id, name = '', input = {}, path } = item
     const shown = known.get(id)
+    const told = { path: path ?? shown?.path, known: shown, implicit: !decides }
     if (said || !decides)
-      decisions.push({
-        ...item,
-        path: path ?? shown?.path,
-        ...(!item.approve && { reason }),
-        ...(!decides && { implicit: true }),
-        ...(shown && { known: shown }),
-      })
+      decisions.push({ ...item, ...told, reason: item.approve ? undefined : reason })
     else if (shown || name) proposed.set(id, shown ?? { name, input, ...(path && { path }) })
   }
   const open = [...proposed].slice(-door.limits.decisions).map(([id, call]) => ({ id, ...call }))
@@ -599,16 +586,12 @@ async function finish(ask: Ask, answer: Answer): Promise<void> {
     return stream.end(errorLine(problem, executed.length > 0 ? meta_data : undefined))
   }
   const { name } = door.agent
+  const is_complete = pending.length === 0 && !error
   sendJson(ask, 200, {
     role: 'assistant',
     content: answer.text,
     data: { ...lists, url_configs: [], user_file_uploads: [], session },
-    meta_data: {
-      ...meta,
-      is_complete: pending.length === 0 && !error,
-      stop_reason,
-      error: problem,
-    },
+    meta_data: { ...meta, is_complete, stop_reason, error: problem },
     timestamp: new Date().toISOString(),
     user: null,
     agent: name ? { name, id: name } : null,
@@ -706,10 +689,8 @@ class Lines {
   /** Outcomes while the run goes on. */
   tell(list: wire.WireList, calls: ExecutedCall[]): Promise<void> | undefined {
     for (const call of calls) this.told.add(call)
-    return this.#list(
-      `executed_${list}`,
-      calls.map((call) => executedAs(list, call)),
-    )
+    const shown = calls.map((call) => executedAs(list, call))
+    return this.#list(`executed_${list}`, shown)
   }
 
   async tellAll(lists: Lists, order: string[]): Promise<void> {
@@ -751,13 +732,9 @@ function sendJson(ask: Ask, status: number, body: unknown, more: OutgoingHttpHea
   const { res, requestId } = ask
   if (res.headersSent || res.destroyed) return
   const text = JSON.stringify(body)
-  res.writeHead(status, {
-    'content-type': 'application/json',
-    'content-length': Buffer.byteLength(text),
-    ...common,
-    'x-request-id': requestId,
-    ...more,
-  })
+  const length = Buffer.byteLength(text)
+  const own = { 'content-type': 'application/json', 'content-length': length, ...common }
+  res.writeHead(status, { ...own, 'x-request-id': requestId, ...more })
   end(ask, res.req.method === 'HEAD' ? '' : text)
 }
 
