@@ -67,15 +67,14 @@ export function invalid(path: string, message: string): WireError {
   return refused([{ path, message }])
 }
 function refused(problems: WireProblem[]): WireError {
-  const error = new WireError('invalid_request', 'The request is not valid.')
-  return Object.assign(error, { problems })
+  return Object.assign(new WireError('invalid_request', 'The request is not valid.'), { problems })
 }
 
-/** The thread without messages of other roles, checked as a whole; `index` is each one's place on the wire. */
-export function readThread(
-  body: unknown,
-  limit: number,
-): { message: WireMessage; index: number }[] {
+/** `index`: its place on the wire. */
+type Placed = { message: WireMessage; index: number }
+
+/** The thread without messages of other roles, checked as a whole. */
+export function readThread(body: unknown, limit: number): Placed[] {
   const messages = isRecord(body) && Object.hasOwn(body, 'messages') ? body.messages : undefined
   if (messages === undefined)
     throw new WireError('messages_missing', "'messages' field missing from request body")
@@ -84,7 +83,7 @@ export function readThread(
   if (messages.length > limit)
     throw invalid('/messages', `must have at most ${limit} messages (limit messages)`)
   check ??= compile(messageSchema)
-  const thread: { message: WireMessage; index: number }[] = []
+  const thread: Placed[] = []
   const problems: WireProblem[] = []
   for (const [index, message] of messages.entries()) {
     const role: unknown = isRecord(message) ? message.role : undefined
@@ -101,12 +100,8 @@ export function readThread(
 }
 let check: ReturnType<typeof compile> | undefined
 
-type Fault = {
-  keyword: string
-  instancePath: string
-  message: string
-  params?: { requiredProperties?: string[] }
-}
+type Missing = { requiredProperties?: string[] }
+type Fault = { keyword: string; instancePath: string; message: string; params?: Missing }
 
 /** Of a union with null only what is wrong with the other branch is worth saying. */
 function faults(errors: object[], at: string): WireProblem[] {
@@ -215,9 +210,8 @@ export type WireEvent = { type: string; [key: string]: unknown }
 export function line(event: WireEvent): string {
   const { type, text } = event
   const isToken = type === 'text_delta' && typeof text === 'string'
-  const json = isToken
-    ? `{"type":"text_delta","text":${JSON.stringify(text)}}`
-    : JSON.stringify(event)
+  const said = JSON.stringify(isToken ? text : event)
+  const json = isToken ? `{"type":"text_delta","text":${said}}` : said
   return `${json.replace(/[\u0085\u2028\u2029]/g, escaped)}\n`
 }
 function escaped(c: string): string {
