@@ -213,12 +213,19 @@ export interface Keeper {
   close(session: Session, at: At): Promise<Record<string, unknown>>
 }
 /** A request, as far as a session is concerned. */
-export type At = Pick<Ask, 'agent' | 'principal' | 'threadId' | 'context' | 'mask' | 'warn'>
+export interface At {
+  agent: string
+  principal: string | undefined
+  threadId: string | undefined
+  context: PlatformContext
+  mask: Mask
+  warn(message: string): void
+}
 
 const unmasked = masker([])
 
 /** One request, and what is known of it so far. */
-class Ask {
+class Ask implements At {
   readonly door: Door
   readonly res: ServerResponse
   readonly agent: string
