@@ -334,19 +334,21 @@ const gone = () => new DcafError('aborted', 'the client went away')
 const shuttingDown = () =>
   new DcafError('shutting_down', 'The server is shutting down.', { retryable: true })
 
-/** What is said where a limit is reached: N is what it is set to, and its name is added. */
+/** What is said where a limit is reached; N is what it is set to. */
 const limitWords = {
-  requestMs: ['deadline', 'The request took longer than N ms (limit).'],
-  stallMs: ['aborted', 'The client read nothing for N ms (limit).'],
-  bodyBytes: ['body_too_large', 'The request body has more than N bytes (limit).'],
-  bodiesBytes: ['busy', 'The server reads N bytes of bodies at once (limit).'],
-  concurrent: ['busy', 'The server answers N requests at once (limit). Try again later.'],
+  requestMs: ['deadline', 'The request took longer than N ms (limit requestMs).'],
+  stallMs: ['aborted', 'The client read nothing for N ms (limit stallMs).'],
+  bodyBytes: ['body_too_large', 'The request body has more than N bytes (limit bodyBytes).'],
+  bodiesBytes: ['busy', 'The server reads N bytes of bodies at once (limit bodiesBytes).'],
+  concurrent: [
+    'busy',
+    'The server answers N requests at once (limit concurrent). Try again later.',
+  ],
 } as const
 function reached(limit: keyof typeof limitWords, limits: ChatLimits): DcafError {
   const [code, words] = limitWords[limit]
   const later = code === 'busy' ? { retryable: true, retryAfterMs: 1000 } : {}
-  const most = words.replace('N', `${limits[limit]}`).replace('(limit)', `(limit ${limit})`)
-  return new DcafError(code, most, later)
+  return new DcafError(code, words.replace('N', `${limits[limit]}`), later)
 }
 
 function admit({ admitted, limits }: Door): void {
