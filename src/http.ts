@@ -720,7 +720,7 @@ class Lines {
     if (!res.headersSent) res.writeHead(200, { ...ndjson, ...common, 'x-request-id': requestId })
     if (isLast) end(this.#ask, text)
     else if (!res.write(text))
-      this.#draining ??= unread(this.#ask).then(() => {
+      this.#draining ??= unread(this.#ask, () => {
         this.#draining = undefined
       })
   }
@@ -753,7 +753,7 @@ function end(ask: Ask, text: string): void {
 }
 
 /** Until the client has read what it was sent, or is gone; one that reads nothing for `stallMs` is cut off. */
-function unread(ask: Ask): Promise<void> {
+function unread(ask: Ask, onRead = () => {}): Promise<void> {
   const { res, door } = ask
   const { promise, resolve } = Promise.withResolvers<void>()
   const timer = setTimeout(() => {
@@ -763,6 +763,7 @@ function unread(ask: Ask): Promise<void> {
   const done = (): void => {
     clearTimeout(timer)
     res.off('drain', done).off('close', done)
+    onRead()
     resolve()
   }
   res.on('drain', done).on('close', done)
