@@ -3,37 +3,23 @@
 // Covers: body and time limits, back-pressure, one terminal event, who asks. Does not cover: TLS, CORS, Host (door.ts).
 
 import { randomUUID } from 'node:crypto'
-import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:http'
 import { inspect } from 'node:util'
 import {
   type Agent,
   authorityOf,
-  type ChatMessage,
   checkAgent,
   type ExecutedCall,
-  inTime,
-  type Listener,
   type PendingCall,
   type RunEvent,
-  type RunFact,
   type RunInput,
-  type RunLimits,
   type RunOptions,
   type RunResult,
   run,
   runLimits,
 } from './agent.ts'
 import type { Decision, Grants } from './approval.ts'
-import {
-  type Mask,
-  masker,
-  maskJson,
-  maskOf,
-  secretKeys,
-  secretsOf,
-  tracing,
-  unsound,
-} from './mask.ts'
+import { type Mask, masker, maskJson, maskOf, secretKeys, secretsOf, unsound } from './mask.ts'
 import { dataBlock } from './messages.ts'
 import * as wire from './protocol.ts'
 import { DcafError, type ErrorCode, noUsage } from './providers/provider.ts'
@@ -72,7 +58,7 @@ export interface ChatOptions {
   validateContext?: (context: PlatformContext) => unknown
   bindContext?: RunOptions['bindContext']
   grants?: Grants
-  onEvent?: Listener
+  onEvent?: RunOptions['onEvent']
   /** One entry a request, a model call, a warning or a failure; plain JSON, masked. */
   log?: (entry: LogEntry) => void
   /** Tool inputs and outputs in the log too, masked. Default false. */
@@ -87,29 +73,19 @@ export type LogEntry = {
   [key: string]: unknown
 }
 
-export interface ChatLimits extends RunLimits {
-  bodyBytes: number
-  /** Of all bodies that are being read, the first 64 KiB of each not counted; beyond it 503. Default 128 MiB. */
-  bodiesBytes: number
-  jsonDepth: number
-  jsonNodes: number
-  messages: number
-  decisions: number
-  /** Requests at once; more are told to come back. */
-  concurrent: number
-  requestMs: number
-  /** How long a reader may leave its socket full. */
-  stallMs: number
-}
+export type ChatLimits = typeof runLimits & typeof doorLimits
 const doorLimits = {
   bodyBytes: 4_194_304,
+  /** Of all bodies that are being read, the first 64 KiB of each not counted; beyond it 503. */
   bodiesBytes: 134_217_728,
   jsonDepth: 64,
   jsonNodes: 200_000,
   messages: 1_000,
   decisions: 32,
+  /** Requests at once; more are told to come back. */
   concurrent: 100,
   requestMs: 600_000,
+  /** How long a reader may leave its socket full. */
   stallMs: 30_000,
 }
 
@@ -134,58 +110,10 @@ export class Forbidden extends DcafError {
   }
 }
 
-interface Ask {
-  req: IncomingMessage
-  res: ServerResponse
-  requestId: string
-  streams: boolean
-  /** Client gone, deadline, stall, shutdown. */
-  signal: AbortSignal
-  principal: string | undefined
-  context?: PlatformContext
-  mask?: Mask
-  /** The request's scalar fields, for the client's correlation. */
-  echo?: Record<string, unknown> | undefined
-  stream?: Lines | undefined
-  outcome?: Record<string, unknown>
-  admitted?: boolean
-}
-type Live = { stop: AbortController; hard: AbortController }
-
 /** Throws for what no request could mend: a durable store without keys, an approver nobody can name, a bad tool. */
 export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions = {}): ChatHandler {
-  const store = options.store ?? memoryStore()
-  const { basePath = '/api', trustClient } = options
-  const limits: ChatLimits = {
-    ...runLimits,
-    ...doorLimits,
-    ...(typeof agent === 'object' && agent.limits),
-    ...options.limits,
-  }
-  checkStart(agent, options)
-  const authority = authorityOf(store, options.keys)
-  const mode = options.session ?? 'plain'
-  const keeper =
-    mode === 'plain'
-      ? undefined
-      : import('./sessions.ts').then((m) => m.keeper(mode, authority, options.sessionKey))
-  const lastMs = 1_000 + Math.max(limits.toolMs, ...timeoutsOf(agent))
-  const door: Door = {
-    ...options,
-    options,
-    agent,
-    store,
-    limits,
-    keeper,
-    lastMs,
-    admitted: 0,
-    bodies: 0,
-  }
-  const { stallMs } = limits
-  if (trustClient)
-    note(door, undefined, 'warn', 'trust_client', {
-      message: 'approvals are accepted without proof',
-    })
+  const door = doorOf(agent, options)
+  const { basePath = '/api' } = options
   const routes = new Map<string, 'chat' | 'stream' | 'health'>([
     ['/health', 'health'],
     [`${basePath}/chat`, 'chat'],
@@ -193,102 +121,169 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
     [`${basePath}/chat-stream`, 'stream'],
     [`${basePath}/sendMessageStream`, 'stream'],
   ])
-  const live = new Set<Live>()
-  let draining = false
 
   async function handler(req: IncomingMessage, res: ServerResponse): Promise<boolean> {
     const [path = '', query] = (req.url ?? '').split('?', 2)
     const route = routes.get(path)
     if (!route) return false
-    const given = req.headers['x-request-id']
-    const requestId = typeof given === 'string' && idPattern.test(given) ? given : randomUUID()
-    res.setHeader('x-request-id', requestId)
-    const started = performance.now()
-    const each: Live = { stop: new AbortController(), hard: new AbortController() }
-    const { signal } = each.stop
-    const streams = route === 'stream'
-    const ask: Ask = { req, res, requestId, streams, signal, principal: undefined }
-    const allow = route === 'health' ? 'GET, HEAD' : 'POST'
-    if (!allow.split(', ').includes(req.method ?? '')) {
-      res.setHeader('allow', allow)
+    const ask = new Ask(door, res)
+    if (door.log && route !== 'health') ask.log = await door.log // no request outruns it
+    const methods = route === 'health' ? ['GET', 'HEAD'] : ['POST']
+    if (!methods.includes(`${req.method}`)) {
+      const allow = methods.join(', ')
       const problem = new DcafError('invalid_request', `Use ${allow} here.`)
-      sendJson(res, 405, problemOf(problem, requestId), stallMs)
+      sendJson(ask, 405, problemOf(problem, ask.requestId), { allow })
     } else if (route === 'health') {
-      const ready = !(draining && new URLSearchParams(query).has('ready'))
-      sendJson(res, ready ? 200 : 503, { status: ready ? 'ok' : 'draining' }, stallMs)
-    } else {
-      live.add(each)
-      try {
-        if (draining)
-          throw new DcafError('shutting_down', 'the server is shutting down', { retryable: true })
-        admit(door)
-        await answer(door, ask, each)
-      } catch (error) {
-        await failed(door, ask, error)
-      }
-      live.delete(each)
-      if (ask.admitted) door.admitted--
-    }
-    if (route !== 'health')
-      note(door, ask, 'info', 'request', {
-        method: req.method,
-        path,
-        ...(res.headersSent && { status: res.statusCode }),
-        duration_ms: Math.round(performance.now() - started),
-        ...ask.outcome,
-      })
+      const ready = !(door.draining && new URLSearchParams(query).has('ready'))
+      sendJson(ask, ready ? 200 : 503, { status: ready ? 'ok' : 'draining' })
+    } else await serve(ask, route === 'stream')
+    ask.log?.request(ask, path)
     return true
   }
 
-  const state = {
+  const controls: PropertyDescriptorMap = {
     authenticate: { value: options.authenticate },
-    drain: {
-      value: () => {
-        draining = true
-      },
-    },
-    draining: { get: () => draining },
-    active: { get: () => live.size },
-    abortAll: {
-      value: (hard = false) => {
-        const reason = new DcafError('shutting_down', 'The server is shutting down.', {
-          retryable: true,
-        })
-        for (const each of live) {
-          each.stop.abort(reason)
-          if (hard) each.hard.abort(reason)
-        }
-      },
-    },
+    drain: { value: () => drain(door) },
+    draining: { get: () => door.draining },
+    active: { get: () => door.live.size },
+    abortAll: { value: (hard = false) => abortAll(door, hard) },
   }
-  return Object.defineProperties(handler, state) as ChatHandler
+  return Object.defineProperties(handler, controls) as ChatHandler
 }
 
-type Door = ChatOptions & {
-  agent: Agent | AgentFunction
-  store: Store
-  /** After its signal a run may go on for so long: an approved tool finishes. */
-  lastMs: number
-  limits: ChatLimits
-  options: ChatOptions
-  /** Requests whose body is read and whose run is under way: a slow sender takes no place. */
-  admitted: number
-  /** Bytes of bodies under way, as far as they count. */
-  bodies: number
-  keeper: Promise<Keeper> | undefined
+function drain(door: Door): void {
+  door.draining = true
 }
+
+function abortAll(door: Door, hard: boolean): void {
+  for (const ask of door.live) ask.stop(shuttingDown())
+  if (!hard) return
+  door.hard.abort(shuttingDown())
+  door.hard = new AbortController()
+}
+
+/** What all requests share. */
+type Door = ReturnType<typeof doorOf>
+
+function doorOf(agent: Agent | AgentFunction, options: ChatOptions) {
+  checkStart(agent, options)
+  const { keys, bindContext, grants, trustClient, session: mode = 'plain', log, onEvent } = options
+  const store = options.store ?? memoryStore()
+  const authority = authorityOf(store, keys)
+  const given = typeof agent === 'object' ? agent.limits : {}
+  const limits: ChatLimits = { ...runLimits, ...doorLimits, ...given, ...options.limits }
+  return {
+    agent,
+    options,
+    limits,
+    /** Of every run. */
+    shared: { store, keys, bindContext, grants, trustClient, limits: options.limits },
+    /** After its signal a run may go on for so long: an approved tool finishes. */
+    lastMs: 1_000 + Math.max(limits.toolMs, ...timeoutsOf(agent)),
+    live: new Set<Ask>(),
+    /** Of all that is under way: stops approved tools too. */
+    hard: new AbortController(),
+    draining: false,
+    /** Requests whose body is read and whose run is under way: a slow sender takes no place. */
+    admitted: new Set<Ask>(),
+    /** Bytes of bodies under way, as far as they count. */
+    bodies: 0,
+    // What only some ask for is loaded once, here; where a file does not load, no request that needs it is answered.
+    speak: speakerOf(agent),
+    keeper:
+      mode === 'plain'
+        ? undefined
+        : import('./sessions.ts').then((m) => m.keeper(mode, authority, options.sessionKey)),
+    routed: options.router && import('./router.ts').then((m) => m.routerOf(options)),
+    log: log || onEvent ? import('./log.ts').then((m) => m.logOf(options)) : undefined,
+  }
+}
+
+type Speaker = (input: RunInput, options: RunOptions, mask: Mask) => Promise<Answer>
+
+function speakerOf(agent: Agent | AgentFunction): Speaker {
+  if (typeof agent === 'object') return (input, options) => run(agent, input, options)
+  const file = import('./function.ts')
+  return async (input, options, mask) => (await file).heard(agent, input, options, mask)
+}
+
 /** How a session comes and goes where it does not travel readable; sessions.ts makes them. */
 export interface Keeper {
   open(incoming: Record<string, unknown>, at: At): Promise<Session>
   close(session: Session, at: At): Promise<Record<string, unknown>>
 }
-export type At = {
+/** A request, as far as a session is concerned. */
+export interface At {
   agent: string
   principal: string | undefined
   threadId: string | undefined
   context: PlatformContext
-  warn(message: string): void
   mask: Mask
+  warn(message: string): void
+}
+
+const unmasked = masker([])
+
+/** One request, and what is known of it so far. */
+class Ask implements At {
+  readonly door: Door
+  readonly res: ServerResponse
+  readonly agent: string
+  readonly started = performance.now()
+  readonly #end = new AbortController()
+  /** Client gone, deadline, stall, shutdown. */
+  readonly signal = this.#end.signal
+  /** Told once why the request ends early. */
+  onStop: ((reason: DcafError) => void) | undefined
+  requestId: string
+  principal: string | undefined
+  threadId: string | undefined
+  context: PlatformContext = {}
+  mask = unmasked
+  /** The request's scalar fields, for the client's correlation. */
+  echo: Record<string, unknown> | undefined
+  stream: Lines | undefined
+  log: Awaited<Door['log']>
+  outcome: Record<string, unknown> | undefined
+
+  constructor(door: Door, res: ServerResponse) {
+    const given = res.req.headers['x-request-id']
+    this.door = door
+    this.res = res
+    this.agent = door.agent.name
+    this.requestId = isPlainId(given) ? given : randomUUID()
+  }
+
+  stop(reason: DcafError): void {
+    if (this.signal.aborted) return
+    this.#end.abort(reason)
+    this.onStop?.(reason)
+  }
+
+  /** What `work` gives, or why the request ended, which whoever works may not heed, `graceMs` after it. */
+  inTime<T>(work: T | Promise<T>, graceMs = 0): Promise<T> {
+    return new Promise((resolve, reject) => {
+      let timer: NodeJS.Timeout | undefined
+      this.onStop = (reason) => {
+        timer = setTimeout(reject, graceMs, reason)
+      }
+      if (this.signal.aborted) this.onStop(this.signal.reason)
+      const end = (settle: typeof reject) => (value: unknown) => {
+        this.onStop = undefined
+        clearTimeout(timer)
+        settle(value)
+      }
+      Promise.resolve(work).then(end(resolve), end(reject))
+    })
+  }
+
+  warn(message: string): void {
+    this.log?.warn(this, message)
+  }
+}
+
+function isPlainId(id: unknown): id is string {
+  return typeof id === 'string' && /^[\w.-]{1,64}$/.test(id)
 }
 
 function checkStart(agent: Agent | AgentFunction, options: ChatOptions): void {
@@ -311,231 +306,169 @@ function timeoutsOf(agent: Agent | AgentFunction): number[] {
   return tools.flatMap((t) => (t.agent ? timeoutsOf(t.agent as Agent) : (t.timeoutMs ?? 0)))
 }
 
-async function answer(door: Door, ask: Ask, live: Live): Promise<void> {
-  const { req, res } = ask
-  const { limits } = door
-  const timer = setTimeout(() => {
-    const late = `The request took longer than ${limits.requestMs} ms (limit requestMs).`
-    live.stop.abort(new DcafError('deadline', late))
-  }, limits.requestMs)
-  const onClose = () =>
-    res.writableFinished || live.stop.abort(new DcafError('aborted', 'the client went away'))
+// ---------------------------------------------------------------- one request
+
+/** Never throws: what went wrong is answered. */
+async function serve(ask: Ask, streams: boolean): Promise<void> {
+  const { door, res } = ask
+  const { limits, live } = door
+  const timer = setTimeout(() => ask.stop(reached('requestMs', limits)), limits.requestMs)
+  const onClose = () => res.writableFinished || ask.stop(gone())
   res.on('close', onClose)
+  live.add(ask)
   try {
-    checkHead(req, limits.bodyBytes)
-    const { authenticate } = door
-    if (authenticate) {
-      const who: unknown = await inTime(authenticate(req), ask.signal)
-      if (typeof who !== 'string' || who === '')
-        throw new DcafError('unauthenticated', 'Who asks is not known.')
-      ask.principal = who
-    }
-    const body = parse(await readBody(door, req, ask.signal), limits)
+    if (res.destroyed) throw gone()
+    if (door.draining) throw shuttingDown()
     admit(door)
-    door.admitted++
-    ask.admitted = true
-    await converse(door, ask, live, body)
-  } finally {
-    clearTimeout(timer)
-    res.off('close', onClose)
+    await answer(ask, streams)
+  } catch (error) {
+    await failed(ask, error)
   }
+  clearTimeout(timer)
+  res.off('close', onClose)
+  live.delete(ask)
+  door.admitted.delete(ask)
+}
+
+const gone = () => new DcafError('aborted', 'the client went away')
+const shuttingDown = () =>
+  new DcafError('shutting_down', 'The server is shutting down.', { retryable: true })
+
+/** What is said where a limit is reached; N is what it is set to. */
+const limitWords = {
+  requestMs: ['deadline', 'The request took longer than N ms (limit requestMs).'],
+  stallMs: ['aborted', 'The client read nothing for N ms (limit stallMs).'],
+  bodyBytes: ['body_too_large', 'The request body has more than N bytes (limit bodyBytes).'],
+  bodiesBytes: ['busy', 'The server reads N bytes of bodies at once (limit bodiesBytes).'],
+  concurrent: [
+    'busy',
+    'The server answers N requests at once (limit concurrent). Try again later.',
+  ],
+} as const
+function reached(limit: keyof typeof limitWords, limits: ChatLimits): DcafError {
+  const [code, words] = limitWords[limit]
+  const later = code === 'busy' ? { retryable: true, retryAfterMs: 1000 } : {}
+  return new DcafError(code, words.replace('N', `${limits[limit]}`), later)
 }
 
 function admit({ admitted, limits }: Door): void {
-  if (admitted < limits.concurrent) return
-  const most = `The server answers ${limits.concurrent} requests at once (limit concurrent). Try again later.`
-  throw new DcafError('busy', most, { retryable: true, retryAfterMs: 1000 })
+  if (admitted.size >= limits.concurrent) throw reached('concurrent', limits)
 }
 
-async function converse(door: Door, ask: Ask, live: Live, body: unknown): Promise<void> {
-  const { agent, limits, keeper, store, keys, bindContext, grants, trustClient } = door
+/** Throws where nothing ran that the client was not told of. */
+async function answer(ask: Ask, streams: boolean): Promise<void> {
+  const { door, res, signal } = ask
+  const { limits, options, shared } = door
+  checkHead(res.req, limits)
+  if (options.authenticate) {
+    const who: unknown = await ask.inTime(options.authenticate(res.req))
+    if (typeof who !== 'string' || who === '')
+      throw new DcafError('unauthenticated', 'Who asks is not known.')
+    ask.principal = who
+  }
+  const body = parse(await readBody(ask), limits)
+  admit(door)
+  door.admitted.add(ask)
   const thread = wire.readThread(body, limits.messages)
   const last = thread.at(-1) as (typeof thread)[number]
   const items = wire.readItems(last.message, last.index, limits.decisions)
-  const context = contextOf(body as object, thread, ask)
-  ask.context = context
-  ask.mask = maskOf(context)
-  ask.echo = echoOf(body as object, ask.mask)
-  const { signal } = ask
-  await inTime(door.validateContext?.(context), signal)
-  const threadId =
-    typeof context.thread_id === 'number' ? String(context.thread_id) : context.thread_id
-  const at: At = {
-    agent: agent.name,
-    principal: ask.principal,
-    threadId,
-    context,
-    warn: (message) => note(door, ask, 'warn', 'session', { message }),
-    mask: ask.mask,
+  know(ask, body as Record<string, unknown>, thread)
+  const { context, threadId, principal } = ask
+  if (options.validateContext) await ask.inTime(options.validateContext(context))
+  const newest = thread.findLast(({ message: { data } }) => data && Object.hasOwn(data, 'session'))
+  const incoming = newest?.message.data?.session ?? {}
+  const paused = typeof incoming.$run === 'string' ? incoming.$run : undefined
+  const session = door.keeper
+    ? await ask.inTime((await door.keeper).open(incoming, ask))
+    : readSession(incoming, `/messages/${newest?.index}/data/session`)
+  if (streams) ask.stream = new Lines(ask)
+  const { stream } = ask
+  if (door.routed && !items.some((item) => item.said)) {
+    const isAnswered = await door.routed
+    const messages = thread.map(({ message }) => message)
+    if (!(await ask.inTime(isAnswered(messages, context, body))))
+      return finish(ask, { text: '', session, paused })
   }
-  const { incoming, path } = sessionIn(thread)
-  const session = keeper
-    ? await inTime((await keeper).open(incoming, at), signal)
-    : readSession(incoming, path)
-  const stream = ask.streams ? new Lines(ask.res, limits.stallMs, live.stop) : undefined
-  ask.stream = stream
-  if (
-    !items.some((item) => item.approve || item.reason) &&
-    !(await inTime(isAnswered(door, thread, context, body as object), signal))
-  ) {
-    const { $run: paused } = incoming
-    const silent = { text: '', session, ...(typeof paused === 'string' && { paused }) }
-    return finish(door, ask, silent, at)
-  }
-  const options: RunOptions = {
-    session,
-    context,
-    threadId,
-    principal: ask.principal,
-    store,
-    signal,
-    hardSignal: live.hard.signal,
-    trustClient,
-    ...((door.onEvent || door.log) && { onEvent: (fact) => onFact(door, ask, fact) }),
-    ...(door.options.limits && { limits: door.options.limits }),
-    ...(keys && { keys }),
-    ...(bindContext && { bindContext }),
-    ...(grants && { grants }),
-    ...(stream && { emit: (event: RunEvent) => relay(stream, event) }),
-    // What `secrets` names, a child's too, is masked in what the door itself says: session, errors, log.
-    onSecrets(values) {
-      const [before, own] = [at.mask, masker(secretsOf({}, values))]
-      at.mask = (text) => own(before(text))
-      ask.mask = at.mask
+  const work = door.speak(
+    inputOf(ask, thread, items, paused),
+    {
+      ...shared,
+      session,
+      context,
+      threadId,
+      principal,
+      signal,
+      hardSignal: door.hard.signal,
+      onEvent: ask.log && ((fact) => ask.log?.fact(ask, fact)),
+      emit: stream && ((event) => stream.relay(event)),
+      // What `secrets` names, a child's too, is masked in what the door itself says: session, errors, log.
+      onSecrets(values) {
+        const [before, own] = [ask.mask, masker(secretsOf({}, values))]
+        ask.mask = (text) => own(before(text))
+      },
     },
-  }
-  const input = inputOf(thread, items, incoming.$run, ask.mask, limits.decisions)
-  const work: Promise<Answer> =
-    typeof agent === 'function'
-      ? heard(agent, input, options, ask.mask)
-      : run(agent, input, options)
-  await finish(door, ask, await inTime(work, signal, door.lastMs), at)
-}
-
-/** A function and what it said through `emit`, which counts over what it returns: both answers must be the same. */
-async function heard(
-  agent: AgentFunction,
-  input: RunInput,
-  options: RunOptions,
-  mask: Mask,
-): Promise<Answer> {
-  let text = ''
-  const lines = new Set<ExecutedCall>()
-  const known = new WeakMap<ExecutedCall, ExecutedCall>() // what is told twice stays one
-  const clean = (call: ExecutedCall): ExecutedCall => {
-    const masked = known.get(call) ?? { ...call, output: mask(`${call.output}`) }
-    known.set(call, masked).set(masked, masked)
-    return masked
-  }
-  const emit = (given: RunEvent) => {
-    const event = { ...given }
-    if (event.type === 'executed_tool_calls')
-      event.executedToolCalls = event.executedToolCalls.map(clean)
-    if (event.type === 'executed_commands') event.executedCmds = event.executedCmds.map(clean)
-    if (event.type === 'executed_approvals')
-      event.executedApprovals = event.executedApprovals.map(clean)
-    for (const line of executedIn(event)) lines.add(line)
-    if (event.type !== 'text_delta' && event.type !== 'intermittent_update')
-      return options.emit?.(event)
-    const said = { ...event, text: mask(event.text) }
-    if (said.type === 'text_delta') text += said.text
-    else said.content = maskJson(said.content, mask) as Record<string, unknown>
-    return options.emit?.(said)
-  }
-  try {
-    const answer = await agent(input, { ...options, emit })
-    if (typeof answer?.text !== 'string')
-      throw new TypeError('the function in place of an agent must return { text }')
-    const executed = [
-      ...lines.union(new Set((('executed' in answer && answer.executed) || []).map(clean))),
-    ]
-    return { ...answer, executed, text: text || mask(answer.text) }
-  } catch (error) {
-    if (lines.size === 0) throw error
-    return {
-      text,
-      executed: [...lines],
-      error: toError(error),
-      ...(options.session && { session: options.session }),
-    }
-  }
-}
-
-function executedIn(event: RunEvent): ExecutedCall[] {
-  if (event.type === 'executed_tool_calls') return event.executedToolCalls
-  if (event.type === 'executed_commands') return event.executedCmds
-  return event.type === 'executed_approvals' ? event.executedApprovals : []
+    ask.mask,
+  )
+  return finish(ask, await ask.inTime(work, door.lastMs))
 }
 
 // ---------------------------------------------------------------- in
 
-/** Refused before a byte of the body is read. */
-function checkHead(req: IncomingMessage, bodyBytes: number): void {
-  const {
-    'content-type': type = '',
-    'content-encoding': encoding = 'identity',
-    'content-length': length,
-  } = req.headers
-  const [media = '', ...parameters] = type
-    .toLowerCase()
-    .split(';')
-    .map((part) => part.trim())
-  const charset = parameters.find((part) => part.startsWith('charset='))
-  if (media !== 'application/json' || (charset && !/^charset="?utf-?8"?$/.test(charset)))
-    throw new DcafError('unsupported_media_type', 'Content-Type must be application/json in UTF-8.')
-  if (encoding.toLowerCase() !== 'identity')
-    throw new DcafError('unsupported_media_type', 'Content-Encoding must be absent or identity.')
-  if (Number(length) > bodyBytes) throw tooLarge(bodyBytes)
-}
+const json = /^\s*application\/json\s*(?:;|$)/i
+const notUtf8 = /;\s*charset=(?!"?utf-?8"?\s*(?:;|$))/i
 
-function tooLarge(bodyBytes: number): DcafError {
-  return new DcafError(
-    'body_too_large',
-    `The request body has more than ${bodyBytes} bytes (limit bodyBytes).`,
-  )
+/** Refused before a byte of the body is read. */
+function checkHead({ headers }: IncomingMessage, limits: ChatLimits): void {
+  const { 'content-type': type = '', 'content-encoding': encoding = 'identity' } = headers
+  const wrong = (problem: string) => new DcafError('unsupported_media_type', problem)
+  if (!json.test(type) || notUtf8.test(type))
+    throw wrong('Content-Type must be application/json in UTF-8.')
+  if (encoding.toLowerCase() !== 'identity')
+    throw wrong('Content-Encoding must be absent or identity.')
+  if (Number(headers['content-length']) > limits.bodyBytes) throw reached('bodyBytes', limits)
 }
 
 /** Beyond it a body counts: a few small ones pass beside whoever sends many large ones slowly. */
 const uncounted = 65_536
 
-function readBody(door: Door, req: IncomingMessage, signal: AbortSignal): Promise<Buffer> {
-  const { bodyBytes, bodiesBytes } = door.limits
+function readBody(ask: Ask): Promise<Buffer> {
+  const { door, signal } = ask
+  const { limits } = door
+  const { req } = ask.res
   return new Promise((resolve, reject) => {
     const early = 'the body was read before: what parses bodies (express.json()) must come after'
     if (req.readableEnded) return reject(new DcafError('internal_error', early))
     const chunks: Buffer[] = []
     let size = 0
     const counted = (): number => Math.max(0, size - uncounted)
-    const end = (settle: () => void): void => {
+    const end = (error?: DcafError): void => {
       door.bodies -= counted()
-      req.off('data', onData).off('end', onEnd).off('error', onError)
-      signal.removeEventListener('abort', onAbort)
-      settle()
+      req.off('data', onData).off('end', end)
+      ask.onStop = undefined
+      if (error) reject(error)
+      else resolve(Buffer.concat(chunks))
     }
     const onData = (chunk: Buffer): void => {
       door.bodies -= counted()
       size += chunk.length
       door.bodies += counted()
       chunks.push(chunk)
-      if (size <= bodyBytes && door.bodies <= bodiesBytes) return
+      if (size <= limits.bodyBytes && door.bodies <= limits.bodiesBytes) return
       req.pause()
-      const most = `The server reads ${bodiesBytes} bytes of bodies at once (limit bodiesBytes).`
-      const busy = () => new DcafError('busy', most, { retryable: true, retryAfterMs: 1000 })
-      end(() => reject(size > bodyBytes ? tooLarge(bodyBytes) : busy()))
+      end(reached(size > limits.bodyBytes ? 'bodyBytes' : 'bodiesBytes', limits))
     }
-    const onEnd = () => end(() => resolve(Buffer.concat(chunks)))
-    const onError = () => end(() => reject(new DcafError('aborted', 'the client went away')))
-    const onAbort = () => end(() => reject(signal.reason))
-    req.on('data', onData).on('end', onEnd).on('error', onError)
-    signal.addEventListener('abort', onAbort)
-    if (signal.aborted) onAbort()
+    req.on('data', onData).on('end', end)
+    ask.onStop = end
+    if (signal.aborted) end(signal.reason)
   })
 }
+
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
 function parse(bytes: Buffer, limits: ChatLimits): unknown {
   let body: unknown
   try {
-    body = JSON.parse(new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes))
+    body = JSON.parse(utf8.decode(bytes))
   } catch {
     throw new DcafError('invalid_json', 'The request body is not JSON in UTF-8.')
   }
@@ -546,43 +479,26 @@ function parse(bytes: Buffer, limits: ChatLimits): unknown {
 
 type Thread = ReturnType<typeof wire.readThread>
 
-/** The request's fields under the newest non-empty context of a user's message. */
-function contextOf(body: object, thread: Thread, ask: Ask): PlatformContext {
-  const fields = Object.entries(body).filter(([key]) => key !== 'messages')
+/** The context: the request's fields under the newest that is not empty of a user's message. And what follows from it. */
+function know(ask: Ask, body: Record<string, unknown>, thread: Thread): void {
+  const { messages: _, ...fields } = body
   const newest = thread.findLast(
     ({ message: m }) => m.role === 'user' && Object.keys(m.platform_context ?? {}).length > 0,
   )
-  const context: PlatformContext = {
-    ...Object.fromEntries(fields),
-    ...newest?.message.platform_context,
-  }
+  const context: PlatformContext = { ...fields, ...newest?.message.platform_context }
   const uploads = thread.at(-1)?.message.data?.user_file_uploads
   if (uploads?.length) context.user_file_uploads = uploads
-  if (typeof context.request_id === 'string' && idPattern.test(context.request_id))
-    ask.requestId = context.request_id
+  if (isPlainId(context.request_id)) ask.requestId = context.request_id
   context.request_id = ask.requestId
-  ask.res.setHeader('x-request-id', ask.requestId)
-  return context
-}
-const idPattern = /^[\w.-]{1,64}$/
-
-function echoOf(body: object, mask: Mask): Record<string, unknown> | undefined {
-  const scalars = Object.entries(body).filter(
-    ([key, value]) =>
-      key !== 'messages' && !secretKeys.has(key) && (typeof value !== 'object' || value === null),
-  )
-  return scalars.length > 0
-    ? Object.fromEntries(scalars.map(([k, v]) => [k, typeof v === 'string' ? mask(v) : v]))
-    : undefined
-}
-
-/** The newest session of the thread, even an empty one, and where it is. */
-function sessionIn(thread: Thread): { incoming: Record<string, unknown>; path: string } {
-  const newest = thread.findLast(
-    ({ message }) => message.data && Object.hasOwn(message.data, 'session'),
-  )
-  const path = `/messages/${newest?.index}/data/session`
-  return { incoming: newest?.message.data?.session ?? {}, path }
+  ask.context = context
+  ask.mask = maskOf(context)
+  const { thread_id } = context
+  ask.threadId = typeof thread_id === 'number' ? String(thread_id) : thread_id
+  for (const [key, value] of Object.entries(fields)) {
+    if (secretKeys.has(key) || (typeof value === 'object' && value !== null)) continue
+    ask.echo ??= {}
+    ask.echo[key] = typeof value === 'string' ? ask.mask(value) : value
+  }
 }
 
 function readSession(incoming: Record<string, unknown>, path: string): Session {
@@ -593,127 +509,66 @@ function readSession(incoming: Record<string, unknown>, path: string): Session {
   }
 }
 
-async function isAnswered(
-  door: Door,
-  thread: Thread,
-  context: PlatformContext,
-  body: { source?: unknown },
-): Promise<boolean> {
-  const source = typeof body.source === 'string' ? body.source : 'help-desk'
-  if (!door.router || !(door.routedSources ?? ['slack']).includes(source)) return true
-  try {
-    const said = await door.router({
-      messages: thread.map(({ message }) => message),
-      context,
-      source,
-    })
-    return (
-      said === true ||
-      (wire.isRecord(said) && (said.should_respond === true || said.shouldRespond === true))
-    )
-  } catch {
-    return false // when in doubt, stay silent
+/** The thread, its decisions and its reports, as a run reads them. */
+function inputOf(ask: Ask, thread: Thread, items: wire.WireItem[], paused?: string): RunInput {
+  const { mask, door } = ask
+  const messages = thread.map(({ message }) => chatOf(message, mask))
+  const words = messages.at(-1)?.content.trim() || 'not approved'
+  const decides = items.some((item) => item.said)
+  const known = new Map<string, wire.Proposed>()
+  let proposed = new Map<string, wire.Proposed>()
+  for (const { message } of thread.slice(0, -1)) {
+    const found = wire.proposedIn(message)
+    if (message.role === 'assistant') proposed = found
+    for (const [id, call] of found) known.set(id, call)
   }
+  const decisions: Decision[] = []
+  for (const { said, reason = words, at: _, ...item } of items) {
+    const { id, name = '', input = {}, path } = item
+    const shown = known.get(id)
+    const told = { path: path ?? shown?.path, known: shown, implicit: !decides }
+    if (said || !decides)
+      decisions.push({ ...item, ...told, reason: item.approve ? undefined : reason })
+    else if (shown || name) proposed.set(id, shown ?? { name, input, ...(path && { path }) })
+  }
+  const open = [...proposed].slice(-door.limits.decisions).map(([id, call]) => ({ id, ...call }))
+  return { messages, decisions, paused, proposed: open }
 }
 
-/** The thread, its decisions and its reports, as a run reads them. */
-function inputOf(
-  thread: Thread,
-  items: wire.WireItem[],
-  paused: unknown,
-  mask: Mask,
-  most: number,
-): RunInput {
-  const messages = thread.map(({ message }): ChatMessage => {
-    const reported = wire.reportedIn(message)
-    const chat: ChatMessage = { role: message.role, content: message.content ?? '' }
-    if (reported.length > 0)
-      chat.data = dataBlock('Calls that the client reports as done', reported, mask)
-    return chat
-  })
-  const words = messages.at(-1)?.content.trim() || 'not approved'
-  const earlier = thread.slice(0, -1).map(({ message }) => message)
-  const known = new Map(items.length > 0 ? earlier.flatMap((m) => [...wire.proposedIn(m)]) : [])
-  const decides = items.some((item) => item.approve || item.reason !== undefined)
-  const decisions: Decision[] = []
-  const answered = earlier.findLast((message) => message.role === 'assistant')
-  const proposed = new Map(answered ? wire.proposedIn(answered) : [])
-  for (const { id, lists, approve, reason, name, input, edited, grant, path } of items) {
-    const shown = known.get(id)
-    if (decides && !approve && reason === undefined) {
-      if (shown || name)
-        proposed.set(id, shown ?? { name: name ?? '', input: input ?? {}, ...(path && { path }) })
-      continue
-    }
-    const decision: Decision = { id, approve, lists }
-    const where = path ?? shown?.path
-    if (!approve) decision.reason = reason ?? words
-    if (!decides) decision.implicit = true
-    if (shown) decision.known = shown
-    if (name !== undefined) decision.name = name
-    if (input !== undefined) decision.input = input
-    if (edited !== undefined) decision.editedInput = edited
-    if (grant !== undefined) decision.grant = grant
-    if (where !== undefined) decision.path = where
-    decisions.push(decision)
-  }
-  return {
-    messages,
-    decisions,
-    paused: typeof paused === 'string' ? paused : undefined,
-    proposed: [...proposed].slice(-most).map(([id, call]) => ({ id, ...call })),
-  }
+function chatOf(message: wire.WireMessage, mask: Mask) {
+  const reported = wire.reportedIn(message)
+  const title = 'Calls that the client reports as done'
+  const data = reported.length > 0 ? dataBlock(title, reported, mask) : undefined
+  return { role: message.role, content: message.content ?? '', data }
 }
 
 // ---------------------------------------------------------------- out
 
-/** Pending calls and the end are told from the result, once; a function's agents may each have said theirs. */
-function relay(stream: Lines, event: RunEvent): Promise<void> | undefined {
-  switch (event.type) {
-    case 'text_delta':
-      return stream.write(event)
-    case 'intermittent_update': // nobody waits for a tool's: where the reader is far behind, they are left out
-      return stream.behind ? undefined : stream.write(event)
-    case 'executed_tool_calls':
-      return stream.tell('tool_calls', event.executedToolCalls)
-    case 'executed_commands':
-      return stream.tell('cmds', event.executedCmds)
-    case 'executed_approvals':
-      return stream.tell('approvals', event.executedApprovals)
-    default:
-      return undefined
-  }
-}
-
-function within(list: wire.WireList, calls: Iterable<ExecutedCall>): ExecutedCall[] {
-  return [...calls].filter(({ lists = ['tool_calls'] }) => lists.includes(list))
-}
-function executedLine(list: wire.WireList, calls: ExecutedCall[]): WireEvent {
-  if (list === 'cmds')
-    return { type: 'executed_commands', executed_cmds: calls.map(executedCommand) }
-  return list === 'approvals'
-    ? { type: 'executed_approvals', executed_approvals: calls.map(executedApproval) }
-    : { type: 'executed_tool_calls', executed_tool_calls: calls.map(executedCall) }
-}
-
-type Answer = Partial<Omit<RunResult, 'session'>> & {
+type Answer = Partial<Omit<RunResult, 'session' | 'error'>> & {
   text: string
   session?: RunOptions['session']
+  error?: unknown
 }
 
-async function finish(door: Door, ask: Ask, answer: Answer, at: At): Promise<void> {
-  const { stream, requestId, res } = ask
+async function finish(ask: Ask, answer: Answer): Promise<void> {
+  const { stream, requestId, door } = ask
   const { executed = [], pending = [], usage = noUsage, stop = 'end', runId = requestId } = answer
-  const saved = await inTime(save(door, answer.session, at), ask.signal, 1_000).catch(toError)
-  const error = answer.error ?? (saved instanceof DcafError ? saved : undefined)
-  ask.outcome = {
-    run_id: runId,
-    stop_reason: error ? 'error' : stop,
-    ...(error && { code: error.code }),
+  let error = answer.error === undefined ? undefined : toError(answer.error)
+  let session: Record<string, unknown> = {}
+  try {
+    const keeper = door.keeper && (await door.keeper)
+    const given = answer.session
+    const last = given instanceof Session ? given : new Session(given)
+    session = keeper
+      ? await ask.inTime(keeper.close(last, ask), 1_000)
+      : (maskJson(last.toJSON(), ask.mask) as Record<string, unknown>)
+  } catch (thrown) {
+    error ??= toError(thrown)
   }
+  const stop_reason = error ? 'error' : stop
+  ask.outcome = { run_id: runId, stop_reason, ...(error && { code: error.code }) }
   if (error && executed.length === 0 && !stream?.started) throw error
-  if (error) failure(door, ask, error)
-  const session = saved instanceof DcafError ? {} : saved
+  if (error) ask.log?.failure(ask, error)
   if (answer.paused) session.$run = answer.paused
   const replayed = executed.filter((call) => call.replayed).map((call) => [call.id, 'replayed'])
   const meta = {
@@ -725,133 +580,73 @@ async function finish(door: Door, ask: Ask, answer: Answer, at: At): Promise<voi
       cache_read_tokens: usage.cacheReadTokens,
       cache_write_tokens: usage.cacheWriteTokens,
     },
-    ...(replayed.length > 0 && { approvals: Object.fromEntries(replayed) }),
-    ...(ask.echo && { request_context: ask.echo }),
+    approvals: replayed.length > 0 ? Object.fromEntries(replayed) : undefined,
+    request_context: ask.echo,
   }
   const problem = error && problemOf(error, requestId)
-  const commands = pending.filter((call) => call.type === 'command')
-  const toolCalls = pending.filter((call) => call.type !== 'command')
+  const untold = stream ? executed.filter((call) => !stream.told.has(call)) : executed
+  const lists = pending.length + untold.length > 0 ? listsOf(pending, untold) : noLists
   if (stream) {
-    const untold = executed.filter((call) => !stream.told.has(call))
-    for (const list of ['tool_calls', 'cmds', 'approvals'] as const)
-      if (within(list, untold).length > 0) await stream.tell(list, within(list, untold))
+    await stream.tellAll(lists, ['executed_tool_calls', 'executed_cmds', 'executed_approvals'])
     if (!stream.spoke && answer.text) await stream.write({ type: 'text_delta', text: answer.text })
-    if (commands.length > 0)
-      await stream.write({ type: 'commands', commands: commands.map(pendingCommand) })
-    if (pending.length > 0)
-      await stream.write({ type: 'approvals', approvals: pending.map(pendingApproval) })
-    if (toolCalls.length > 0)
-      await stream.write({ type: 'tool_calls', tool_calls: toolCalls.map(pendingCall) })
+    await stream.tellAll(lists, ['cmds', 'approvals', 'tool_calls'])
     const meta_data = { session, ...meta }
-    if (!problem) return stream.end({ type: 'done', stop_reason: stop, meta_data })
-    const { detail, ...rest } = problem
-    return stream.end({
-      type: 'error',
-      error: detail,
-      ...rest,
-      ...(executed.length > 0 && { meta_data }),
-    })
+    if (!problem) return stream.end({ type: 'done', stop_reason, meta_data })
+    return stream.end(errorLine(problem, executed.length > 0 ? meta_data : undefined))
   }
-  const name = door.agent.name
-  const message = {
+  const { name } = door.agent
+  const is_complete = pending.length === 0 && !error
+  sendJson(ask, 200, {
     role: 'assistant',
     content: answer.text,
-    data: {
-      tool_calls: toolCalls.map(pendingCall),
-      executed_tool_calls: within('tool_calls', executed).map(executedCall),
-      approvals: pending.map(pendingApproval),
-      executed_approvals: within('approvals', executed).map(executedApproval),
-      cmds: commands.map(pendingCommand),
-      executed_cmds: within('cmds', executed).map(executedCommand),
-      url_configs: [],
-      user_file_uploads: [],
-      session,
-    },
-    meta_data: {
-      ...meta,
-      is_complete: pending.length === 0 && !error,
-      stop_reason: problem ? 'error' : stop,
-      ...(problem && { error: problem }),
-    },
+    data: { ...lists, url_configs: [], user_file_uploads: [], session },
+    meta_data: { ...meta, is_complete, stop_reason, error: problem },
     timestamp: new Date().toISOString(),
     user: null,
     agent: name ? { name, id: name } : null,
-  }
-  sendJson(res, 200, message, door.limits.stallMs)
+  })
 }
 
-/** The session as it goes out, secrets masked. */
-async function save(
-  { keeper }: Door,
-  answered: Answer['session'],
-  at: At,
-): Promise<Record<string, unknown>> {
-  const session = answered instanceof Session ? answered : new Session(answered ?? {})
-  if (keeper) return (await keeper).close(session, at)
-  return maskJson(session.toJSON(), at.mask) as Record<string, unknown>
+type Lists = Record<string, object[]>
+
+/** All lists of an answer. */
+function listsOf(pending: PendingCall[], executed: ExecutedCall[]): Lists {
+  const all: Lists = {}
+  for (const list of wire.lists) {
+    const waits = ({ type }: PendingCall) =>
+      list === 'approvals' || (type === 'command') === (list === 'cmds')
+    const cameIn = ({ lists = ['tool_calls'] }: ExecutedCall) => lists.includes(list)
+    all[list] = pending.filter(waits).map((call) => pendingAs(list, call))
+    all[`executed_${list}`] = executed.filter(cameIn).map((call) => executedAs(list, call))
+  }
+  return all
 }
 
-/** What every list shows of a pending call beside its own fields. */
-function ours({ effectiveInput, preview, reasons, expiresAt, path, votes }: PendingCall) {
-  return {
-    ...(effectiveInput !== undefined && { effective_input: effectiveInput }),
-    ...(preview !== undefined && { preview }),
-    ...(reasons && { reasons }),
-    expires_at: expiresAt,
-    ...(path && { path }),
-    ...(votes !== undefined && { votes }),
+const noLists = listsOf([], [])
+
+/** What is undefined is no JSON, and so left out. */
+function pendingAs(list: wire.WireList, call: PendingCall) {
+  const { id, type, name, input, description, inputDescription: input_description } = call
+  const { command, files = null } = (input ?? {}) as { command?: string; files?: unknown }
+  const { effectiveInput: effective_input, expiresAt: expires_at, path, votes } = call
+  const { preview, reasons } = call
+  const own = {
+    tool_calls: { name, input, tool_description: description, input_description, intent: null },
+    approvals: { type, name, input, description, intent: null },
+    cmds: { command, files },
   }
-}
-function pendingCall(call: PendingCall) {
-  const { id, name, input, description, inputDescription } = call
-  return {
-    id,
-    name,
-    input,
-    execute: false,
-    tool_description: description,
-    input_description: inputDescription,
-    intent: null,
-    rejection_reason: null,
-    ...ours(call),
-  }
-}
-function pendingApproval(call: PendingCall) {
-  const { id, type, name, input, description } = call
-  return {
-    id,
-    type,
-    name,
-    input,
-    execute: false,
-    rejection_reason: null,
-    description,
-    intent: null,
-    ...ours(call),
-  }
-}
-function pendingCommand(call: PendingCall) {
-  const { command, files = null } = call.input as { command?: string; files?: unknown }
-  return { id: call.id, command, execute: false, rejection_reason: null, files, ...ours(call) }
-}
-function executedCall({ id, name, input, output }: ExecutedCall) {
-  return { id, name, input, output }
-}
-function executedApproval({ id, type, name, input, output, outcome }: ExecutedCall) {
-  return { id, type, name, input, output: plainly(output, outcome) }
-}
-function executedCommand({ id, input, output, outcome }: ExecutedCall) {
-  return {
-    id,
-    command: (input as { command?: string } | undefined)?.command ?? '',
-    output: plainly(output, outcome),
-  }
-}
-function plainly(output: string, outcome: string): string {
-  return outcome === 'ok' ? output : output.replace(/^Tool rejected: /, 'Rejected: ')
+  const ours = { effective_input, preview, reasons, expires_at, path, votes }
+  return { id, ...own[list], execute: false, rejection_reason: null, ...ours }
 }
 
-type WireEvent = { type: string; [key: string]: unknown }
+function executedAs(list: wire.WireList, call: ExecutedCall) {
+  const { id, type, name, input, output, outcome } = call
+  if (list === 'tool_calls') return { id, name, input, output }
+  const said = outcome === 'ok' ? output : output.replace(/^Tool rejected: /, 'Rejected: ')
+  if (list === 'approvals') return { id, type, name, input, output: said }
+  const { command = '' } = (input ?? {}) as { command?: string }
+  return { id, command, output: said }
+}
 
 /** Characters that a burst may have waiting for the end of its tick. */
 const burst = 65_536
@@ -860,245 +655,180 @@ const farBehind = 1_048_576
 
 /** The one writer of NDJSON: what is said in one tick goes out as one string, and a full socket holds the run. */
 class Lines {
-  readonly #res: ServerResponse
-  readonly #stallMs: number
-  readonly #stop: AbortController
+  readonly #ask: Ask
   #waiting = ''
   #draining: Promise<void> | undefined
   #ended = false
+  /** Outcomes that were sent. */
+  readonly told = new Set<ExecutedCall>()
   started = false
   /** Some text was sent. */
   spoke = false
-  /** Outcomes that were sent. */
-  readonly told = new Set<ExecutedCall>()
 
-  constructor(res: ServerResponse, stallMs: number, stop: AbortController) {
-    this.#res = res
-    this.#stallMs = stallMs
-    this.#stop = stop
+  constructor(ask: Ask) {
+    this.#ask = ask
+  }
+
+  /** Pending calls and the end are told from the result, once; a function's agents may each have said theirs. */
+  relay(event: RunEvent): Promise<void> | undefined {
+    if (event.type === 'text_delta') return this.write(event)
+    // Nobody waits for a tool's: where the reader is far behind, they are left out.
+    if (event.type === 'intermittent_update')
+      return this.#ask.res.writableLength > farBehind ? undefined : this.write(event)
+    if (event.type === 'executed_tool_calls')
+      return this.tell('tool_calls', event.executedToolCalls)
+    if (event.type === 'executed_commands') return this.tell('cmds', event.executedCmds)
+    if (event.type === 'executed_approvals') return this.tell('approvals', event.executedApprovals)
+    return undefined
   }
 
   /** A promise only while the client does not keep up. */
-  write(event: WireEvent): Promise<void> | undefined {
-    if (this.#ended) return undefined // a run that nobody waits for any more
+  write(event: wire.WireEvent): Promise<void> | undefined {
+    const { res } = this.#ask
+    if (this.#ended || res.writableEnded) return undefined // a run that nobody waits for any more
     this.started = true
-    this.spoke ||= event.type === 'text_delta'
-    if (this.#res.destroyed) return undefined
+    if (event.type === 'text_delta') this.spoke = true
+    if (res.destroyed) return undefined
     if (!this.#waiting) process.nextTick(() => this.#flush())
     this.#waiting += wire.line(event)
     if (this.#waiting.length > burst) this.#flush()
     return this.#draining
   }
 
+  /** Outcomes while the run goes on. */
   tell(list: wire.WireList, calls: ExecutedCall[]): Promise<void> | undefined {
     for (const call of calls) this.told.add(call)
-    return this.write(executedLine(list, calls))
+    const shown = calls.map((call) => executedAs(list, call))
+    return this.#list(`executed_${list}`, shown)
   }
 
-  get behind(): boolean {
-    return this.#res.writableLength > farBehind
+  async tellAll(lists: Lists, order: string[]): Promise<void> {
+    for (const list of order) if (lists[list]?.length) await this.#list(list, lists[list])
   }
 
-  #flush(): void {
-    const res = this.#res
-    if (!this.#waiting || res.destroyed) return
-    if (!res.headersSent) res.writeHead(200, streamHeaders)
-    const kept = res.write(this.#waiting)
+  /** The events of commands are called otherwise than their lists. */
+  #list(list: string, calls: object[]): Promise<void> | undefined {
+    const type = list.replace('cmds', 'commands')
+    return this.write({ type, [list === 'cmds' ? type : list]: calls })
+  }
+
+  #flush(isLast = false): void {
+    const { res, requestId } = this.#ask
+    const text = this.#waiting
+    if (res.destroyed || (!text && !isLast)) return
     this.#waiting = ''
-    if (kept || this.#draining) return
-    this.#draining = new Promise((resolve) => {
-      const timer = setTimeout(() => {
-        this.#stop.abort(
-          new DcafError(
-            'aborted',
-            `the client read nothing for ${this.#stallMs} ms (limit stallMs)`,
-          ),
-        )
-        res.destroy()
-      }, this.#stallMs)
-      const done = (): void => {
-        clearTimeout(timer)
-        res.off('drain', done).off('close', done)
+    if (!res.headersSent) res.writeHead(200, { ...ndjson, ...common, 'x-request-id': requestId })
+    if (isLast) end(this.#ask, text)
+    else if (!res.write(text))
+      this.#draining ??= unread(this.#ask, () => {
         this.#draining = undefined
-        resolve()
-      }
-      res.on('drain', done).on('close', done)
-    })
+      })
   }
 
   /** The terminal event. */
-  async end(event: WireEvent): Promise<void> {
-    const written = this.write(event)
+  async end(event: wire.WireEvent): Promise<void> {
+    const behind = this.write(event)
     this.#ended = true
-    await written
-    this.#flush()
-    if (!this.#res.destroyed) this.#res.end()
+    if (behind) await behind
+    this.#flush(true)
   }
 }
 
-const streamHeaders = {
-  'content-type': 'application/x-ndjson',
-  'cache-control': 'no-store',
-  'x-accel-buffering': 'no',
-  'x-content-type-options': 'nosniff',
-}
+const ndjson = { 'content-type': 'application/x-ndjson', 'x-accel-buffering': 'no' }
+const common = { 'cache-control': 'no-store', 'x-content-type-options': 'nosniff' }
 
-/** `stallMs`: how long the client may take to read it. */
-function sendJson(res: ServerResponse, status: number, body: unknown, stallMs: number): void {
+function sendJson(ask: Ask, status: number, body: unknown, more: OutgoingHttpHeaders = {}): void {
+  const { res, requestId } = ask
   if (res.headersSent || res.destroyed) return
   const text = JSON.stringify(body)
   const length = Buffer.byteLength(text)
-  res.writeHead(status, {
-    'content-type': 'application/json',
-    'content-length': length,
-    'cache-control': 'no-store',
-    'x-content-type-options': 'nosniff',
-  })
-  res.end(res.req.method === 'HEAD' ? undefined : text)
-  const timer = setTimeout(() => res.destroy(), stallMs)
-  res.once('close', () => clearTimeout(timer))
+  const own = { 'content-type': 'application/json', 'content-length': length, ...common }
+  res.writeHead(status, { ...own, 'x-request-id': requestId, ...more })
+  end(ask, res.req.method === 'HEAD' ? '' : text)
+}
+
+function end(ask: Ask, text: string): void {
+  ask.res.end(text)
+  if (ask.res.writableLength > 0) void unread(ask)
+}
+
+/** Until the client has read what it was sent, or is gone; one that reads nothing for `stallMs` is cut off. */
+function unread(ask: Ask, onRead = () => {}): Promise<void> {
+  const { res, door } = ask
+  const { promise, resolve } = Promise.withResolvers<void>()
+  const timer = setTimeout(() => {
+    ask.stop(reached('stallMs', door.limits))
+    res.destroy()
+  }, door.limits.stallMs)
+  const done = (): void => {
+    clearTimeout(timer)
+    res.off('drain', done).off('close', done)
+    onRead()
+    resolve()
+  }
+  res.on('drain', done).on('close', done)
+  return promise
 }
 
 // ---------------------------------------------------------------- failure
 
-const statuses: Partial<Record<ErrorCode, number>> = {
-  invalid_json: 400,
-  messages_missing: 400,
-  messages_empty: 400,
-  unauthenticated: 401,
-  forbidden: 403,
-  body_too_large: 413,
-  unsupported_media_type: 415,
-  invalid_request: 422,
-  context_too_long: 422,
-  busy: 503,
-  shutting_down: 503,
-  store_unavailable: 503,
-  provider_overloaded: 503,
-  provider_error: 502,
-  provider_invalid: 502,
-  provider_truncated: 502,
-  provider_auth: 502,
-  provider_config: 502,
-  provider_timeout: 504,
-  deadline: 504,
+/** The status of each, and what a client is told where the words of the error are not for it. */
+const problems: Partial<Record<ErrorCode, [status: number, sentence?: string]>> = {
+  invalid_json: [400],
+  messages_missing: [400],
+  messages_empty: [400],
+  unauthenticated: [401, 'Unauthenticated'],
+  forbidden: [403, 'Forbidden'],
+  body_too_large: [413],
+  unsupported_media_type: [415],
+  invalid_request: [422],
+  context_too_long: [422, 'The conversation is too long for the model.'],
+  busy: [503],
+  shutting_down: [503],
+  store_unavailable: [503, 'The store is not available. Nothing that needs it was done.'],
+  provider_overloaded: [503, 'The model is overloaded. Try again later.'],
+  provider_error: [502, 'The model could not answer.'],
+  provider_invalid: [502, 'The model answered with something that could not be read.'],
+  provider_truncated: [502, 'The answer of the model ended too early.'],
+  provider_auth: [502, 'The server is not allowed to use the model.'],
+  provider_config: [502, 'The server asked the model for something it does not offer.'],
+  provider_timeout: [504, 'The model took too long to answer.'],
+  deadline: [504],
 }
+const unknown: [status: number, sentence: string] = [500, 'Internal error']
 
-/** What a client is told where the words of the error are not for it. */
-const sentences: Partial<Record<ErrorCode, string>> = {
-  unauthenticated: 'Unauthenticated',
-  forbidden: 'Forbidden',
-  context_too_long: 'The conversation is too long for the model.',
-  store_unavailable: 'The store is not available. Nothing that needs it was done.',
-  provider_overloaded: 'The model is overloaded. Try again later.',
-  provider_error: 'The model could not answer.',
-  provider_invalid: 'The model answered with something that could not be read.',
-  provider_truncated: 'The answer of the model ended too early.',
-  provider_auth: 'The server is not allowed to use the model.',
-  provider_config: 'The server asked the model for something it does not offer.',
-  provider_timeout: 'The model took too long to answer.',
-}
+type Problem = ReturnType<typeof problemOf>
 
-type Problem = {
-  detail: string
-  code: ErrorCode
-  retryable: boolean
-  request_id: string
-  errors?: wire.WireProblem[]
-}
-
-function problemOf(error: DcafError, requestId: string): Problem {
-  const known = statuses[error.code] !== undefined
-  const code = known ? error.code : 'internal_error'
-  const detail = known ? (sentences[code] ?? error.message) : 'Internal error'
+function problemOf(error: DcafError, request_id: string) {
+  const [, detail = error.message] = problems[error.code] ?? unknown
+  const code: ErrorCode = problems[error.code] ? error.code : 'internal_error'
+  const retryable = code === error.code && error.retryable
   const errors = error instanceof wire.WireError ? error.problems : undefined
-  return {
-    detail,
-    code,
-    retryable: known && error.retryable,
-    request_id: requestId,
-    ...(errors && { errors }),
-  }
+  return { detail, code, retryable, request_id, errors }
+}
+function errorLine({ detail, ...rest }: Problem, meta_data?: object): wire.WireEvent {
+  return { type: 'error', error: detail, ...rest, meta_data }
 }
 
 /** Nothing ran that the client was not told of: an error with its true status, or the last line of a stream. */
-async function failed(door: Door, ask: Ask, thrown: unknown): Promise<void> {
-  const { res, stream, requestId } = ask
+async function failed(ask: Ask, thrown: unknown): Promise<void> {
+  const { res, stream } = ask
   const error = toError(thrown)
-  const told = problemOf(error, requestId)
-  ask.outcome = { ...ask.outcome, code: error.code === 'aborted' ? error.code : told.code }
-  if ((statuses[told.code] ?? 500) >= 500) failure(door, ask, error)
+  const problem = problemOf(error, ask.requestId)
+  const [status] = problems[error.code] ?? unknown
+  ask.outcome = { ...ask.outcome, code: error.code === 'aborted' ? error.code : problem.code }
+  if (status >= 500) ask.log?.failure(ask, error)
   if (res.destroyed) return
-  const { detail, ...rest } = told
-  if (stream?.started) return stream.end({ type: 'error', error: detail, ...rest })
-  const status = statuses[told.code] ?? 500
-  if (status === 503)
-    res.setHeader('retry-after', Math.max(1, Math.ceil((error.retryAfterMs ?? 1000) / 1000)))
-  sendJson(res, status, told, door.limits.stallMs)
+  if (stream?.started) return stream.end(errorLine(problem))
+  const wait = Math.max(1, Math.ceil((error.retryAfterMs ?? 1000) / 1000))
+  sendJson(ask, status, problem, status === 503 ? { 'retry-after': `${wait}` } : {})
   // A body nobody will read: the answer must arrive before the connection ends, so it lingers unread for a moment.
-  if (!ask.req.complete) setTimeout(() => ask.req.complete || ask.req.destroy(), 1000).unref()
+  const { req } = res
+  if (!req.complete) setTimeout(() => req.complete || req.destroy(), 1000).unref()
 }
 
 function toError(thrown: unknown): DcafError {
   if (thrown instanceof DcafError) return thrown
   const message = thrown instanceof Error ? thrown.message : inspect(thrown)
   return new DcafError('internal_error', message, { cause: thrown })
-}
-
-// ---------------------------------------------------------------- the log
-
-/** Ends of a request that say nothing but their code, which its entry has: a crowd of them needs no crowd of stacks. */
-const ordinary = new Set<ErrorCode>(['aborted', 'busy', 'deadline', 'shutting_down'])
-
-/** The whole of an error, for the log alone. */
-function failure(door: Door, ask: Ask, error: DcafError): void {
-  const { message, code, stack, cause } = error
-  if (ordinary.has(code)) return
-  const why = cause !== undefined && { cause: inspect(cause) }
-  note(door, ask, 'error', 'failure', { message, code, stack, ...why })
-}
-
-function note(
-  door: Door,
-  ask: Ask | undefined,
-  level: LogEntry['level'],
-  event: string,
-  more: Record<string, unknown>,
-): void {
-  if (!door.log) return
-  const mask = ask?.mask ?? masker([])
-  const ids = ask ? { request_id: ask.requestId, ...tracing(ask.context) } : {}
-  const clean = (text: string) => oneLine(mask(text))
-  quietly(() => {
-    const said = Object.entries(JSON.parse(JSON.stringify({ ...ids, ...more })))
-    const data = Object.fromEntries(said.map(([key, value]) => [key, maskJson(value, clean)]))
-    return door.log?.({ level, event, time: new Date().toISOString(), ...data })
-  })
-}
-
-/** Neither listener nor log hurts anybody, and nobody waits for them. */
-function quietly(act: () => unknown): void {
-  try {
-    Promise.resolve(act()).catch(() => {})
-  } catch {}
-}
-
-/** Cut where a client chose its length; what JSON leaves raw and a line reader or an eye trips over, escaped as JSON would. */
-function oneLine(text: string): string {
-  const unit = (c: string) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`
-  const hidden = /[\u007f-\u009f\p{Zl}\p{Zp}\p{Cf}]/gu
-  return text.slice(0, 65_536).replace(hidden, (c) => c.replace(/./gs, unit))
-}
-
-const payloads = ['input', 'output', 'error', 'reason', 'calls', 'raw', 'details']
-const troubles: Record<string, LogEntry['level']> = {
-  LedgerFailed: 'error',
-  PausedRunIgnored: 'warn',
-}
-
-function onFact(door: Door, ask: Ask, fact: RunFact): void {
-  const { type, timestamp: _, body: __, ...data } = fact
-  if (!door.logPayloads && !troubles[type]) for (const key of payloads) delete data[key]
-  note(door, ask, troubles[type] ?? 'info', type, data)
-  quietly(() => door.onEvent?.(fact))
 }

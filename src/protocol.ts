@@ -1,6 +1,7 @@
 // The HelpDesk wire: JSON Schema of what comes in, what a message decides, the shapes that go out, and the one
 // writer of NDJSON. Knows no agent and no HTTP. JSON keys are snake_case here and nowhere else.
 
+import { isDeepStrictEqual } from 'node:util'
 import type { XStatic } from 'typebox/schema'
 import { DcafError } from './providers/provider.ts'
 import { compile } from './tool.ts'
@@ -62,44 +63,25 @@ const messageSchema = object(
 export type WireMessage = XStatic<typeof messageSchema> & { role: 'user' | 'assistant' }
 export type WireProblem = { path: string; message: string }
 export type WireList = 'tool_calls' | 'approvals' | 'cmds'
-
-/** What one id says in the last message, all its lists taken together. `at` points to its first entry. */
-export interface WireItem {
-  id: string
-  lists: WireList[]
-  at: string
-  name?: string
-  input?: Record<string, unknown>
-  approve: boolean
-  reason?: string
-  edited?: Record<string, unknown>
-  grant?: { where?: Record<string, unknown>; until?: string; max_uses?: number }
-  path?: string[]
-}
+export const lists: WireList[] = ['tool_calls', 'approvals', 'cmds']
 
 /** A request that cannot be answered; `problems` list JSON Pointers, never values. */
 export class WireError extends DcafError {
   override name = 'WireError'
-  readonly problems: WireProblem[] | undefined
-  constructor(
-    code: 'invalid_request' | 'messages_missing' | 'messages_empty',
-    message: string,
-    problems?: WireProblem[],
-  ) {
-    super(code, message)
-    this.problems = problems
-  }
+  problems: WireProblem[] | undefined
 }
-
 export function invalid(path: string, message: string): WireError {
-  return new WireError('invalid_request', 'The request is not valid.', [{ path, message }])
+  return refused([{ path, message }])
+}
+function refused(problems: WireProblem[]): WireError {
+  return Object.assign(new WireError('invalid_request', 'The request is not valid.'), { problems })
 }
 
-/** The thread without messages of other roles, checked as a whole; `index` is each one's place on the wire. */
-export function readThread(
-  body: unknown,
-  limit: number,
-): { message: WireMessage; index: number }[] {
+/** `index`: its place on the wire. */
+type Placed = { message: WireMessage; index: number }
+
+/** The thread without messages of other roles, checked as a whole. */
+export function readThread(body: unknown, limit: number): Placed[] {
   const messages = isRecord(body) && Object.hasOwn(body, 'messages') ? body.messages : undefined
   if (messages === undefined)
     throw new WireError('messages_missing', "'messages' field missing from request body")
@@ -108,19 +90,15 @@ export function readThread(
   if (messages.length > limit)
     throw invalid('/messages', `must have at most ${limit} messages (limit messages)`)
   check ??= compile(messageSchema)
-  const thread: { message: WireMessage; index: number }[] = []
+  const thread: Placed[] = []
   const problems: WireProblem[] = []
   for (const [index, message] of messages.entries()) {
-    const foreign =
-      isRecord(message) &&
-      typeof message.role === 'string' &&
-      !['user', 'assistant'].includes(message.role)
-    if (foreign) continue
+    const role: unknown = isRecord(message) ? message.role : undefined
+    if (typeof role === 'string' && role !== 'user' && role !== 'assistant') continue
     if (check.Check(message)) thread.push({ message: message as WireMessage, index })
     else problems.push(...faults(check.Errors(message)[1], `/messages/${index}`))
   }
-  if (problems.length > 0)
-    throw new WireError('invalid_request', 'The request is not valid.', problems.slice(0, 20))
+  if (problems.length > 0) throw refused(problems.slice(0, 20))
   const last = thread.at(-1)
   if (!last) throw new WireError('messages_empty', 'No messages provided')
   if (last.message.role !== 'user')
@@ -129,12 +107,8 @@ export function readThread(
 }
 let check: ReturnType<typeof compile> | undefined
 
-type Fault = {
-  keyword: string
-  instancePath: string
-  message: string
-  params?: { requiredProperties?: string[] }
-}
+type Missing = { requiredProperties?: string[] }
+type Fault = { keyword: string; instancePath: string; message: string; params?: Missing }
 
 /** Of a union with null only what is wrong with the other branch is worth saying. */
 function faults(errors: object[], at: string): WireProblem[] {
@@ -142,77 +116,54 @@ function faults(errors: object[], at: string): WireProblem[] {
   for (const { keyword, instancePath, message, params } of errors as Fault[]) {
     if (keyword === 'anyOf' || message === 'must be null') continue
     const missing = keyword === 'required' ? params?.requiredProperties?.[0] : undefined
-    said.set(
-      missing ? `${at}${instancePath}/${missing}` : at + instancePath,
-      missing ? 'is missing' : message,
-    )
+    if (missing) said.set(`${at}${instancePath}/${missing}`, 'is missing')
+    else said.set(at + instancePath, message)
   }
   return [...said].map(([path, message]) => ({ path, message }))
 }
 
 /** What the last message says of calls; entries of one id are one item. Throws where they contradict each other. */
 export function readItems(message: WireMessage, index: number, limit: number): WireItem[] {
-  const items = new Map<string, WireItem & { said: boolean }>()
-  for (const [key, place, entry] of entriesOf(message)) {
-    const at = `/messages/${index}/data/${key}/${place}`
-    const next = itemOf(key, at, entry)
-    const known = items.get(next.id)
-    if (!known || !next.id) {
-      items.set(next.id || at, next)
-      continue
+  if (!message.data) return []
+  const items = new Map<string, WireItem>()
+  for (const list of lists)
+    for (const [place, entry] of (message.data[list] ?? []).entries()) {
+      const item = itemOf(list, `/messages/${index}/data/${list}/${place}`, entry)
+      const known = item.id ? items.get(item.id) : undefined
+      if (known) merge(known, item)
+      else items.set(item.id || item.at, item)
     }
-    if (!known.lists.includes(key)) known.lists.push(key)
-    if (!next.said) {
-      known.name ??= next.name as string
-      continue
-    }
-    if (known.said && differ(known, next))
-      throw invalid(at, 'contradicts another entry of the same id')
-    if (!known.said)
-      Object.assign(known, { ...next, lists: known.lists, name: next.name ?? known.name })
-    else
-      for (const field of ['name', 'input', 'path', 'edited', 'grant'] as const)
-        if (known[field] === undefined && next[field] !== undefined)
-          Object.assign(known, { [field]: next[field] })
-  }
   if (items.size > limit)
     throw invalid(`/messages/${index}/data`, `must decide at most ${limit} calls (limit decisions)`)
   return [...items.values()]
 }
 
-type Entry = XStatic<typeof toolCall> & XStatic<typeof command>
+type Entry = Partial<XStatic<typeof toolCall> & XStatic<typeof command>>
+type Grant = { where?: Record<string, unknown>; until?: string; max_uses?: number }
+/** What one id says in the last message, all its lists taken together. */
+export type WireItem = ReturnType<typeof itemOf>
 
-function entriesOf({ data }: WireMessage): [WireList, number, Entry][] {
-  const all = (key: WireList) =>
-    (data?.[key] ?? []).map((entry, i): [WireList, number, Entry] => [key, i, entry as Entry])
-  return [...all('tool_calls'), ...all('approvals'), ...all('cmds')]
-}
-
-/** `said`: it approves or rejects; without that an entry only echoes. */
-function itemOf(key: WireList, at: string, entry: Entry): WireItem & { said: boolean } {
-  const reason = entry.rejection_reason?.trim() ? entry.rejection_reason : undefined
-  const approve = entry.execute === true
+function itemOf(list: WireList, at: string, entry: Entry) {
+  const { id, execute, rejection_reason, edited_input, name, grant, path } = entry
+  const reason = rejection_reason?.trim() ? rejection_reason : undefined
+  const approve = execute === true
   if (approve && reason !== undefined) throw invalid(at, 'has execute: true and a rejection_reason')
-  if (entry.edited_input && !approve) throw invalid(`${at}/edited_input`, 'needs execute: true')
-  const input = key === 'cmds' ? commandInput(entry) : entry.input
-  const item: WireItem & { said: boolean } = {
-    id: entry.id ?? '',
-    lists: [key],
+  if (edited_input && !approve) throw invalid(`${at}/edited_input`, 'needs execute: true')
+  return {
+    id: id ?? '',
+    lists: [list],
+    /** Its first entry. */
     at,
-    approve,
+    /** It approves or rejects; without that an entry only echoes. */
     said: approve || reason !== undefined,
-  }
-  const more = {
-    name: entry.name,
-    input,
+    approve,
     reason,
-    edited: entry.edited_input,
-    grant: entry.grant,
-    path: entry.path,
+    name: name ?? undefined,
+    input: (list === 'cmds' ? commandInput(entry) : entry.input) ?? undefined,
+    editedInput: edited_input ?? undefined,
+    grant: (grant ?? undefined) as Grant | undefined,
+    path: path ?? undefined,
   }
-  for (const [field, value] of Object.entries(more))
-    if (value !== undefined && value !== null) Object.assign(item, { [field]: value })
-  return item
 }
 
 function commandInput({ command, files }: Entry): Record<string, unknown> | undefined {
@@ -220,57 +171,58 @@ function commandInput({ command, files }: Entry): Record<string, unknown> | unde
   return files ? { command, files } : { command }
 }
 
-function differ(a: WireItem, b: WireItem): boolean {
-  if (a.approve !== b.approve || a.reason !== b.reason) return true
-  return (['input', 'edited', 'grant', 'name', 'path'] as const).some((field) => {
-    const both = a[field] !== undefined && b[field] !== undefined
-    return both && !same(a[field], b[field])
-  })
+const fields = ['approve', 'reason', 'name', 'input', 'editedInput', 'grant', 'path'] as const
+
+/** What decides counts over what echoes, of which only the name is heard; two that decide must agree. */
+function merge(known: WireItem, next: WireItem): void {
+  const { said } = known
+  known.lists = [...new Set([...known.lists, ...next.lists])]
+  for (const field of fields) {
+    const [before, now] = [known[field], next[field]]
+    if (now === undefined || (!next.said && field !== 'name')) continue
+    if (before === undefined || (next.said && !said)) Object.assign(known, { [field]: now })
+    else if (next.said && !isDeepStrictEqual(before, now))
+      throw invalid(next.at, 'contradicts another entry of the same id')
+  }
+  known.said ||= next.said
 }
 
-function same(a: unknown, b: unknown): boolean {
-  if (a === b) return true
-  if (typeof a !== 'object' || typeof b !== 'object' || a === null || b === null) return false
-  const keys = Object.keys(a)
-  if (Array.isArray(a) !== Array.isArray(b) || keys.length !== Object.keys(b).length) return false
-  return keys.every((key) => Object.hasOwn(b, key) && same((a as never)[key], (b as never)[key]))
-}
+export type Proposed = { name: string; input: unknown; path?: string[]; preview?: string }
 
 /** What a message's lists say was proposed, by id: the echo of an answer of ours. */
-export function proposedIn(
-  message: WireMessage,
-): Map<string, { name: string; input: unknown; path?: string[]; preview?: string }> {
-  const found = new Map<
-    string,
-    { name: string; input: unknown; path?: string[]; preview?: string }
-  >()
-  for (const [key, , entry] of entriesOf(message)) {
-    if (!entry.id || key === 'cmds' || !entry.name) continue
-    const { name, input = {}, path, preview } = entry
-    found.set(entry.id, {
-      name,
-      input: input ?? {},
-      ...(path && { path }),
-      ...(preview && { preview }),
-    })
-  }
+export function proposedIn({ data }: WireMessage): Map<string, Proposed> {
+  const found = new Map<string, Proposed>()
+  for (const list of [data?.tool_calls, data?.approvals])
+    for (const { id, name, input, path, preview } of list ?? []) {
+      const more = { ...(path && { path }), ...(preview && { preview }) }
+      if (id && name) found.set(id, { name, input: input ?? {}, ...more })
+    }
   return found
 }
 
 /** What the client reports as done, each call once. */
 export function reportedIn({ data }: WireMessage): unknown[] {
   const found = new Map<unknown, unknown>()
-  const calls = [...(data?.executed_tool_calls ?? []), ...(data?.executed_approvals ?? [])]
-  for (const { id, name, input, output } of calls)
-    found.set(id ?? {}, { tool: name, input, output })
+  for (const list of [data?.executed_tool_calls, data?.executed_approvals])
+    for (const { id, name, input, output } of list ?? [])
+      found.set(id ?? {}, { tool: name, input, output })
   for (const { id, command, output } of data?.executed_cmds ?? [])
     if (!id || !found.has(id)) found.set(id ?? {}, { command, output })
   return [...found.values()]
 }
 
-/** One line of NDJSON: what some clients would split lines on is escaped. */
-export function line(event: unknown): string {
-  return `${JSON.stringify(event).replace(/[\u0085\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`)}\n`
+export type WireEvent = { type: string; [key: string]: unknown }
+
+/** One line of NDJSON: what some clients would split lines on is escaped. A token's is put together by hand: there are many. */
+export function line(event: WireEvent): string {
+  const { type, text } = event
+  const isToken = type === 'text_delta' && typeof text === 'string'
+  const said = JSON.stringify(isToken ? text : event)
+  const json = isToken ? `{"type":"text_delta","text":${said}}` : said
+  return `${json.replace(/[\u0085\u2028\u2029]/g, escaped)}\n`
+}
+function escaped(c: string): string {
+  return `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`
 }
 
 export function isRecord(value: unknown): value is Record<string, unknown> {

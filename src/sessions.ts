@@ -5,7 +5,7 @@
 import type { At, ChatOptions, Keeper } from './http.ts'
 import { maskJson } from './mask.ts'
 import { type Authority, canonical, sha256 } from './proof.ts'
-import { WireError } from './protocol.ts'
+import { invalid } from './protocol.ts'
 import { seal, unseal } from './seal.ts'
 import { Session } from './session.ts'
 
@@ -44,10 +44,7 @@ function sealed(authority: Authority): Keeper {
 
 function stored({ store }: Authority, sessionKey: ChatOptions['sessionKey']): Keeper {
   const keyOf = (at: At): string => {
-    if (!at.threadId)
-      throw new WireError('invalid_request', 'The request is not valid.', [
-        { path: '/thread_id', message: 'is needed: it names the session' },
-      ])
+    if (!at.threadId) throw invalid('/thread_id', 'is needed: it names the session')
     const { agent, principal, threadId, context } = at
     const own = [agent, principal ?? null, context.tenant_id ?? null, threadId]
     const key: unknown = sessionKey ? sessionKey(principal, context) : sha256(canonical(own))

@@ -117,10 +117,11 @@ test('what a trail or a service says stays on its line and has no colour', async
   const { server } = await serve(t, { name: 'a', provider, tools: [evil] })
   const [listener] = server.listeners('request') as ((...all: unknown[]) => void)[]
   server.removeAllListeners('request').on('request', (req, res) => {
-    const { write } = res
+    const { write, end } = res
     const spoil = (text: unknown) =>
       `${text}`.replaceAll('"drop"', '"drop\\u001b[2K\\n"').replaceAll('Z"', 'Z\\u001b[2K"')
     res.write = (text: unknown) => Reflect.apply(write, res, [spoil(text)])
+    res.end = (text: unknown = '') => Reflect.apply(end, res, [spoil(text)])
     listener?.(req, res)
   })
   const { port } = server.address() as { port: number }

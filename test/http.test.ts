@@ -1598,6 +1598,23 @@ test('a client that goes away before its body ends leaves nothing behind', async
   assert.equal(log.at(-1)?.code, 'aborted')
 })
 
+test('a client that went away before the handler was asked leaves nothing behind', async (t) => {
+  const { agent, provider } = desk([])
+  const log: LogEntry[] = []
+  const handler = chatHandler(agent, { log: (entry) => log.push(entry) })
+  const server = createServer(async (req, res) => {
+    client.socket.destroy()
+    await once(res, 'close')
+    await handler(req, res)
+  })
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+  t.after(() => server.close())
+  const { port } = server.address() as AddressInfo
+  const client = await raw(port, post('/api/chat', hi).slice(0, -5))
+  await until(() => log.length)
+  assert.deepEqual([log[0]?.code, handler.active, provider.requests.length], ['aborted', 0, 0])
+})
+
 /** Streams `count` pieces of 16 KiB, as fast as the reader lets it. */
 function flood(count: number) {
   const seen = { sent: 0, ended: '' }
@@ -1954,9 +1971,10 @@ test('what no request could mend is refused at the start', () => {
   chatHandler(agent, { store: durable, keys: [undefined, key] })
 })
 
-test('trusting the client is said in the log', (t) => {
+test('trusting the client is said in the log', async (t) => {
   const log: LogEntry[] = []
   chatHandler(desk([]).agent, { trustClient: 'unsafe', log: (entry) => log.push(entry) })
+  await until(() => log.length)
   assert.deepEqual(
     log.map(({ level, event }) => [level, event]),
     [['warn', 'trust_client']],

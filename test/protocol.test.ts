@@ -308,7 +308,7 @@ test('what one entry leaves out another may say', () => {
     tool_calls: [{ id: 'a', execute: true }],
     approvals: [{ ...entry, edited_input: { t: 5 }, grant, path: ['c'] }],
   })
-  const { name, input, edited, path, grant: granted } = item ?? assert.fail()
+  const { name, input, editedInput: edited, path, grant: granted } = item ?? assert.fail()
   assert.deepEqual(
     [name, input, edited, granted, path],
     ['drop', entry.input, { t: 5 }, grant, ['c']],
