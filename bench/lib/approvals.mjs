@@ -5,7 +5,8 @@ import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { approveAll, resume, run } from '../../src/agent.ts'
+import { run } from '../../src/agent.ts'
+import { approveAll, resume } from '../../src/decide.ts'
 import { memoryStore } from '../../src/store.ts'
 import { tool } from '../../src/tool.ts'
 import { lookup } from './scenario.mjs'
@@ -15,7 +16,6 @@ export async function approvals({ who, store: kind, ms }) {
   try {
     const once = who === 'limit' ? byHand(store) : withAgent(store)
     await drive(once, ms / 4)
-    globalThis.gc?.()
     return await drive(once, ms)
   } finally {
     await close()

@@ -75,7 +75,6 @@ const tasks = {
     const once = await prepare(given)
     const { scenario, stream } = given
     if (warmMs) await drive(once, scenario, stream, lanes, warmMs)
-    globalThis.gc?.()
     return drive(once, scenario, stream, lanes, ms)
   },
 

@@ -7,7 +7,6 @@ server.listen(0, '127.0.0.1', () => process.send({ port: server.address().port }
 let since
 process.on('message', (word) => {
   if (word === 'begin') {
-    globalThis.gc?.()
     since = process.cpuUsage()
     process.send({})
   } else {
