@@ -315,6 +315,7 @@ export async function run(
   self.fact('RunFinished', { stop, usage, durationMs, ...self.stopDetails })
   limit?.end()
   desk.over = true
+  if (!options.emit) return result
   try {
     await desk.emit(error ? { type: 'error', error, result } : { type: 'done', result })
   } catch {} // the result is what counts now
@@ -349,6 +350,8 @@ export async function converse(self: Run): Promise<void> {
 
 // ---------------------------------------------------------------- one run
 
+const none = new Map<string, Decision>()
+
 /** What one request and all its child runs share. */
 export class Desk {
   readonly options: RunOptions
@@ -369,7 +372,7 @@ export class Desk {
   /** Calls that wait, the children's too: no one decides them while this request lasts. */
   asked = 0
   outputBytes = 0
-  children = new Map<string, Run>()
+  children: Map<string, Run> | undefined
   /** What stopped a child and stops the run. */
   fatal?: DcafError
   /** Rejects a moment after the signal. */
@@ -383,7 +386,7 @@ export class Desk {
     this.platform = platformContext(context)
     this.session = session instanceof Session ? session : new Session(session)
     this.signal = options.signal
-    this.decisions = decisionsOf(input.decisions ?? [])
+    this.decisions = input.decisions?.length ? decisionsOf(input.decisions) : none
     this.words = talk.latestWords(input.messages)
     this.closes = this.words !== '' && this.decisions.values().every((d) => d.implicit)
   }
@@ -420,16 +423,12 @@ export class Run {
   readonly specs: ToolSpec[]
   readonly scope: Scope
   readonly gate: Gate
-  /** Tells the listeners, if there are any (`scope.watched`); facts.ts knows how. */
-  readonly fact: Scope['fact']
   readonly listeners: Listener[]
   tell: Scope['fact'] | undefined
   /** The switches of the agents above it, and its own. */
   readonly frozen: (() => string | false)[]
   /** Where somebody reads along: what the model says, as it says it. */
   readonly onDelta: ((delta: { text: string }) => void | Promise<void>) | undefined
-  /** Hands text of this turn on. */
-  readonly say: Say
   /** The agent's interceptors at work. */
   around: Around | undefined
   /** The state came with the request; else it is the thread. */
@@ -452,7 +451,7 @@ export class Run {
 
   constructor(agent: Agent, state: RunState, above: Above, mask: Mask) {
     const { desk, path = [], frozen = [] } = above
-    const { options, platform, session } = desk
+    const { options } = desk
     this.agent = agent
     this.state = state
     this.desk = desk
@@ -462,48 +461,55 @@ export class Run {
     this.tools = tools
     this.specs = specs
     this.frozen = agent.frozen ? [...frozen, agent.frozen] : frozen
-    this.say = (text) => {
-      this.streamed += text
-      return utter(this, text)
-    }
-    const onDelta = ({ text }: { text: string }): void | Promise<void> => {
-      this.firstToken ||= performance.now()
-      const { around, say } = this
-      if (!around) return say(text)
-      return around.piece?.(text, false, say)
-    }
-    this.onDelta = options.emit && path.length === 0 ? onDelta : undefined
+    this.onDelta = options.emit && path.length === 0 ? (delta) => this.hear(delta.text) : undefined
     this.listeners = [agent.onEvent ?? [], options.onEvent ?? []].flat()
-    this.fact = (type, data) => this.tell?.(type, data)
-    const update: ToolContext['update'] = (text, content = {}) => {
-      const event = { type: 'intermittent_update' as const, text: mask(text) }
-      quietly(() => desk.emit({ ...event, content: masked(content, mask) }))
-    }
     this.scope = {
       ...above.scope,
       limits: this.limits,
       mask,
-      fact: this.fact,
+      fact: (type, data) => this.fact(type, data),
       watched: this.listeners.length > 0,
       after: agent.afterTool && afterTool(agent.afterTool),
-      context: (call, signal) => ({
-        platform,
-        session,
-        signal: signal(), // a getter would cost more than an AbortController does
-        callId: call.id,
-        update,
-        delegate: async (child, text) =>
-          (await import('./children.ts')).delegate(this, call, child as Agent, text),
-      }),
+      context: (call, signal) => this.context(call, signal()),
     }
-    const isFrozen = () => {
-      for (const reason of this.frozen) {
-        const why = reason()
-        if (why !== false) return why
-      }
-      return false
+    const policies = agent.policy ? [agent.policy].flat() : []
+    this.gate = new Gate(this.scope, tools, policies, () => this.isFrozen(), path)
+  }
+
+  /** Tells the listeners, if there are any (`scope.watched`); facts.ts knows how. */
+  fact(type: string, data: Record<string, unknown>): void {
+    this.tell?.(type, data)
+  }
+
+  /** A piece of what the model says. */
+  hear(text: string): void | Promise<void> {
+    this.firstToken ||= performance.now()
+    if (!this.around) return this.say(text)
+    return this.around.piece?.(text, false, (out) => this.say(out))
+  }
+  say(text: string): void | Promise<void> {
+    this.streamed += text
+    return utter(this, text)
+  }
+
+  isFrozen(): string | false {
+    for (const frozen of this.frozen) {
+      const reason = frozen()
+      if (reason !== false) return reason
     }
-    this.gate = new Gate(this.scope, tools, [agent.policy ?? []].flat(), isFrozen, path)
+    return false
+  }
+
+  context(call: { id: string; name: string }, signal: AbortSignal): ToolContext {
+    const { desk, scope } = this
+    const { platform, session } = desk
+    const update: ToolContext['update'] = (text, content = {}) => {
+      const event = { type: 'intermittent_update' as const, text: scope.mask(text) }
+      quietly(() => desk.emit({ ...event, content: masked(content, scope.mask) }))
+    }
+    const delegate: ToolContext['delegate'] = async (child, text) =>
+      (await import('./children.ts')).delegate(this, call, child as Agent, text)
+    return { platform, session, signal, callId: call.id, update, delegate }
   }
 }
 
@@ -602,8 +608,8 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
     agent: agent.name,
     authority,
     who: { principal, threadId, context: platform, bound },
-    askers: new Set(),
-    fresh: new Set(),
+    askers: [],
+    fresh: [],
     mask,
     signal,
     hardSignal,
@@ -621,8 +627,8 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
     }
   const said = messages.filter((m) => m.role === 'user')
   const spoken = state ? desk.words !== '' : said.some((m) => talk.textOf(m.parts).trim() !== '')
-  for (const one of state?.askers ?? []) scope.askers.add(one)
-  if (spoken && principal) scope.askers.add(principal)
+  scope.askers.push(...(state?.askers ?? []))
+  if (spoken && principal && !scope.askers.includes(principal)) scope.askers.push(principal)
   const { run_id: given } = platform
   const adopted = typeof given === 'string' && /^[\w.-]{1,64}$/.test(given) ? given : undefined
   desk.runId = state?.runId ?? adopted ?? randomUUID()
@@ -685,7 +691,7 @@ function afterTool(act: NonNullable<Agent['afterTool']>): NonNullable<Scope['aft
 export function* waiting(self: Run): Generator<{ at: Run; call: Call }> {
   for (const call of self.state.calls) {
     if (call.status !== 'pending') continue
-    const child = self.desk.children.get(call.id)
+    const child = self.desk.children?.get(call.id)
     if (child) yield* waiting(child)
     else if (call.proof) yield { at: self, call }
   }
@@ -830,7 +836,7 @@ function unsettled(self: Run, { parts, results }: Turn): Call[] {
     if (part.type !== 'tool_call' || results.some((r) => r.callId === part.id)) continue
     const { id, name, input } = part
     const known = state.calls.findLast((c) => !c.outcome && (c.part ?? c.id) === id)
-    const child = known && desk.children.get(known.id)
+    const child = known && desk.children?.get(known.id)
     if (child ? waiting(child).next().value : known?.proof) continue
     const call: Call = known ?? { id, name, input, status: 'executing', requiresApproval: false }
     if (!known) state.calls.push(call)
@@ -987,8 +993,8 @@ async function think(self: Run): Promise<ModelReply> {
   reply = { ...reply, parts }
   const live = onDelta && (!around || around.piece)
   const unsaid = live && !self.streamed ? talk.textOf(parts) : ''
-  if (unsaid) await onDelta?.({ text: unsaid })
-  if (live && around?.piece) await around.piece('', true, self.say)
+  if (unsaid) await self.hear(unsaid)
+  if (live && around?.piece) await around.piece('', true, (out) => self.say(out))
   if (around) reply = await around.reply(reply, live ? self.streamed : undefined)
   const said = live ? undefined : utter(self, talk.textOf(reply.parts))
   if (said) await said
@@ -1079,7 +1085,7 @@ async function fail(self: Run, error: unknown): Promise<void> {
 async function conclude(self: Run): Promise<RunResult> {
   const { desk, state, scope, agent } = self
   if (desk.lines.length > 0) await sayLines(self).catch((error) => fail(self, error))
-  if (scope.askers.size > 0) state.askers = [...scope.askers]
+  if (scope.askers.length > 0) state.askers = [...scope.askers]
   const calls = pendingIn(state) ? [...waiting(self)].map(({ call }) => call) : []
   const pending = [...calls, ...self.loose].map((call) => shown(agent, call))
   if (pending.length > 0 && self.stop === 'approval') {
@@ -1089,18 +1095,11 @@ async function conclude(self: Run): Promise<RunResult> {
   // An empty answer would look like a fault of the client's.
   if (self.stop === 'limit' && !self.text)
     await Promise.resolve(utter(self, atLimit)).catch(() => {})
+  const { executed, session, usage } = desk
   const { text, stop = 'end', error } = self
-  const result: RunResult = {
-    text,
-    stop,
-    needsApproval: pending.length > 0,
-    pending,
-    executed: desk.executed,
-    session: desk.session,
-    state,
-    usage: desk.usage,
-    runId: state.runId,
-  }
+  const needsApproval = pending.length > 0
+  const said = { text, stop, needsApproval, pending, executed }
+  const result: RunResult = { ...said, session, state, usage, runId: state.runId }
   const seal = async () => (await import('./sealing.ts')).sealRun(self, calls)
   const paused = calls.length > 0 ? await seal().catch(() => undefined) : undefined
   if (paused) result.paused = paused

@@ -103,9 +103,9 @@ export interface Scope {
   authority: Authority
   who: Who
   /** The principals whose words led here; shared by the gates of a run. */
-  askers: Set<string>
+  askers: string[]
   /** The epochs that were read in this run. */
-  fresh: Set<string>
+  fresh: string[]
   limits: { toolMs: number; approvalTtlMs: number; inputBytes: number; outputBytes: number }
   mask: (text: string) => string
   /** Client gone, deadline, shutdown: stops automatic calls. */

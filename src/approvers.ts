@@ -15,7 +15,7 @@ export async function keepAskers(
   call: { nonce: string; expires: number },
   asked: string | undefined,
 ): Promise<void> {
-  const by = askers.size > 0 ? [...askers] : [who.principal].filter((p) => p !== undefined)
+  const by = askers.length > 0 ? askers : [who.principal].filter((p) => p !== undefined)
   if (approver === 'other' && !asked && by.length === 0)
     throw new DcafError(
       'invalid_argument',
@@ -35,7 +35,7 @@ export async function stranger(
   if (approver === 'requester') return undefined
   const asked = await authority.store.get(`asked:${nonce}`)
   const by = new Set<unknown>(JSON.parse(asked ?? '[]'))
-  for (const principal of by) askers.add(`${principal}`) // what follows from this call they asked for too
+  for (const principal of by) if (!askers.includes(`${principal}`)) askers.push(`${principal}`) // of what follows too
   if (approver !== 'other') return undefined
   if (asked === undefined) return unverified
   return by.has(who.principal)

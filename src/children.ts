@@ -32,7 +32,7 @@ export async function delegate(
     throw new DcafError('invalid_argument', 'agents call each other more than 8 deep')
   const { runId, rejected } = parent.state // what a person rejected is not asked again on another way
   const state = { ...newState(normalized(text), runId), rejected }
-  const { children } = parent.desk
+  const children = childrenOf(parent)
   let child = children.get(call.id)
   children.delete(call.id) // from here on it is this call's alone
   try {
@@ -63,6 +63,11 @@ export async function reopen(parent: Run): Promise<void> {
     const state = call.child as RunState
     state.rejected = parent.state.rejected
     const path = [...parent.path, call.name]
-    parent.desk.children.set(call.id, await childOf(agent, state, { ...parent, path }))
+    childrenOf(parent).set(call.id, await childOf(agent, state, { ...parent, path }))
   }
+}
+
+function childrenOf({ desk }: Run): Map<string, Run> {
+  desk.children ??= new Map()
+  return desk.children
 }

@@ -37,7 +37,8 @@ export function normalized(messages: Messages): Message[] {
 /** What every provider takes: a user first, roles in turn, nothing empty, no call without a result but in the last. */
 export function alternating(messages: Message[]): Message[] {
   const list: Message[] = []
-  for (const [index, message] of messages.entries()) {
+  for (let index = 0; index < messages.length; index++) {
+    const message = messages[index] as Message
     const last = list.at(-1)
     const blank = message.parts.every((p) => p.type === 'text' && !p.text.trim())
     if (blank || (!last && message.role === 'assistant')) continue

@@ -92,7 +92,7 @@ export class Authority {
   }
 
   /** The epoch under which the MAC holds; `undefined` where it does not. `fresh`: the epochs this request has read. */
-  async verify(id: Id, bound: Bound, fresh = new Set<string>()): Promise<string | undefined> {
+  async verify(id: Id, bound: Bound, fresh: string[] = []): Promise<string | undefined> {
     const keys = this.#keys.filter(({ kid }) => kid === id.kid)
     const given = Buffer.from(id.mac)
     const holds = (epoch: string) =>
@@ -100,10 +100,10 @@ export class Authority {
     const cached = this.#epoch
     const known = await this.epoch()
     if (holds(known)) return known
-    if (fresh.has(known) || keys.length === 0) return undefined
+    if (fresh.includes(known) || keys.length === 0) return undefined
     this.#forget(cached) // another replica may have made it anew
     const now = await this.epoch()
-    fresh.add(now) // a request may bring many forged ids
+    fresh.push(now) // a request may bring many forged ids
     return now !== known && holds(now) ? now : undefined
   }
 
