@@ -394,8 +394,8 @@ export class Desk {
   /** Once a token: no promise is made where the caller made none. Not called again after it failed. */
   emit(event: RunEvent): void | Promise<void> {
     const { emit } = this.options
-    const isEnd = event.type === 'done' || event.type === 'error'
-    if (!emit || this.#deaf || (this.over && !isEnd)) return
+    if (!emit || this.#deaf) return
+    if (this.over && event.type !== 'done' && event.type !== 'error') return
     try {
       return emit(event)?.then(undefined, this.#deafen)
     } catch (error) {
@@ -438,8 +438,9 @@ export class Run {
   /** Outcomes of calls that are not in the state, for the model. */
   told: unknown[] = []
   text = ''
-  /** Something was said in this turn; what of it was streamed. */
+  /** Something was said in this turn; some of it was streamed; what, where interceptors will ask. */
   speaking = false
+  hasStreamed = false
   streamed = ''
   /** When the model was asked, and when its first piece came; milliseconds. */
   asked = 0
@@ -488,7 +489,8 @@ export class Run {
     return this.around.piece?.(text, false, (out) => this.say(out))
   }
   say(text: string): void | Promise<void> {
-    this.streamed += text
+    this.hasStreamed = true
+    if (this.around) this.streamed += text
     return utter(this, text)
   }
 
@@ -971,6 +973,7 @@ async function think(self: Run): Promise<ModelReply> {
   if (agent.systemContext || agent.visibleContext) await addContext(self, request)
   if (around) request = await around.request(request)
   self.speaking = false
+  self.hasStreamed = false
   self.streamed = ''
   self.firstToken = 0
   self.asked = performance.now()
@@ -992,7 +995,7 @@ async function think(self: Run): Promise<ModelReply> {
   for (const part of reply.parts) parts.push(part.type === 'tool_call' ? talk.renamed(part) : part)
   reply = { ...reply, parts }
   const live = onDelta && (!around || around.piece)
-  const unsaid = live && !self.streamed ? talk.textOf(parts) : ''
+  const unsaid = live && !self.hasStreamed ? talk.textOf(parts) : ''
   if (unsaid) await self.hear(unsaid)
   if (live && around?.piece) await around.piece('', true, (out) => self.say(out))
   if (around) reply = await around.reply(reply, live ? self.streamed : undefined)
