@@ -404,7 +404,9 @@ export class Gate {
 
   /** The digest of definition, filled input and preview key as they are now. A preview that fails never repeats. */
   async #shown(tool: Tool, input: unknown, filled = canonical(input)) {
-    const made = tool.preview && (await (await opinions()).previewed(this, tool, copyJson(input)))
+    const { preview } = tool
+    const made =
+      preview && (await (await opinions()).previewed(this, tool, preview, copyJson(input)))
     const all = `[${definition(tool)},${filled},${made?.key ?? 'null'}]`
     const digest = sha256(all).slice(0, 16)
     return made ? { preview: made.text, digest } : { digest }
