@@ -507,7 +507,7 @@ export class Gate {
     if (answer && !after && !outer?.aborted) return ended(answer)
 
     const work = (async (): Promise<Answer> => {
-      let end = answer
+      let end = answer && (await answer) // where the tool itself stopped the run, that is told first
       try {
         end ??= read(await value)
       } catch (error) {

@@ -561,3 +561,22 @@ test('what a tool tells whoever watches never makes its call fail', async () => 
   )
   assert.deepEqual(outputs(result), ['done'])
 })
+
+test('a tool that ends its own run at once is told as stopped first, and as done late', async () => {
+  const hard = new AbortController()
+  const it = desk({ execute: () => hard.abort() ?? 'done' }, {}, { hardSignal: hard.signal })
+  const asked = await it.propose()
+  const result = await it.decide(asked, approveAll(asked))
+  assert.match(outputs(result)[0] ?? '', /^Outcome unknown: drop was stopped/)
+  await new Promise(setImmediate)
+  const facts = it.facts.filter(({ type }) => type.startsWith('ToolExecut'))
+  const told = facts.map(({ type, outcome, late }) => [type, outcome, late])
+  assert.deepEqual(told, [
+    ['ToolExecutionFailed', 'unknown', undefined],
+    ['ToolExecuted', 'ok', true],
+  ])
+  const again = await it.decide(asked, approveAll(asked), {
+    hardSignal: new AbortController().signal,
+  })
+  assert.deepEqual([outputs(again), again.executed[0]?.replayed], [['done'], true])
+})
