@@ -305,7 +305,10 @@ export async function run(
   try {
     const isHeard = self.resumed || desk.decisions.size > 0 || input.proposed?.length
     if (isHeard && !self.error) await hear(self, input)
-    if (!self.error) await converse(self)
+    if (!self.error) {
+      desk.signal?.throwIfAborted() // before a call that the thread brings is judged
+      await converse(self)
+    }
   } catch (error) {
     await fail(self, error)
   }
@@ -473,7 +476,7 @@ export class Run {
       after: agent.afterTool && afterTool(agent.afterTool),
       context: (call, signal) => this.context(call, signal()),
     }
-    const policies = agent.policy ? [agent.policy].flat() : []
+    const policies = agent.policy === undefined ? [] : [agent.policy].flat() // what is no policy asks
     this.gate = new Gate(this.scope, tools, policies, () => this.isFrozen(), path)
   }
 
@@ -505,9 +508,10 @@ export class Run {
   context(call: { id: string; name: string }, signal: AbortSignal): ToolContext {
     const { desk, scope } = this
     const { platform, session } = desk
-    const update: ToolContext['update'] = (text, content = {}) => {
-      const event = { type: 'intermittent_update' as const, text: scope.mask(text) }
-      quietly(() => desk.emit({ ...event, content: masked(content, scope.mask) }))
+    const { mask } = scope
+    const update: ToolContext['update'] = (said, content = {}) => {
+      const type = 'intermittent_update' as const
+      quietly(() => desk.emit({ type, text: mask(said), content: masked(content, mask) }))
     }
     const delegate: ToolContext['delegate'] = async (child, text) =>
       (await import('./children.ts')).delegate(this, call, child as Agent, text)

@@ -404,7 +404,9 @@ export class Gate {
 
   /** The digest of definition, filled input and preview key as they are now. A preview that fails never repeats. */
   async #shown(tool: Tool, input: unknown, filled = canonical(input)) {
-    const made = tool.preview && (await (await opinions()).previewed(this, tool, copyJson(input)))
+    const { preview } = tool
+    const made =
+      preview && (await (await opinions()).previewed(this, tool, preview, copyJson(input)))
     const all = `[${definition(tool)},${filled},${made?.key ?? 'null'}]`
     const digest = sha256(all).slice(0, 16)
     return made ? { preview: made.text, digest } : { digest }
@@ -505,7 +507,7 @@ export class Gate {
     if (answer && !after && !outer?.aborted) return ended(answer)
 
     const work = (async (): Promise<Answer> => {
-      let end = answer
+      let end = answer && (await answer) // where the tool itself stopped the run, that is told first
       try {
         end ??= read(await value)
       } catch (error) {

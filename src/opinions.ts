@@ -56,13 +56,18 @@ function asVerdict(answer: unknown): Spoken {
 }
 
 /** What is shown, and the canonical key that must not change until it runs; that of a failure never repeats. */
-export async function previewed(gate: Gate, tool: Tool, input: unknown) {
+export async function previewed(
+  gate: Gate,
+  tool: Tool,
+  preview: NonNullable<Tool['preview']>,
+  input: unknown,
+) {
   const { signal, context } = gate.scope
   const clock = new AbortController() // not AbortSignal.timeout: it would live on for all of its time
   const either = signal ? AbortSignal.any([signal, clock.signal]) : clock.signal
   try {
     const ctx = context({ id: '', name: tool.name }, () => either)
-    const made = await within(gate.timeoutOf(tool), tool.preview?.(input, ctx) ?? '', clock)
+    const made = await within(gate.timeoutOf(tool), preview(input, ctx), clock)
     const { text, key = text } = typeof made === 'string' ? { text: made } : made
     return { text: gate.clean(text), key: canonical(key) }
   } catch (error) {

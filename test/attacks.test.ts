@@ -504,3 +504,79 @@ test('a thousand forged ids cost one look at the epoch', async () => {
   const result = await run(it.agent, { messages: 'x', proposed }, it.options)
   assert.deepEqual([result.pending, reads], [[], 1])
 })
+
+test('a preview that gives nothing is shown as one that failed, and never holds', async () => {
+  for (const preview of [() => undefined, async () => undefined]) {
+    const it = desk({ preview })
+    const asked = await it.propose()
+    assert.match(asked.pending[0]?.preview ?? '', /^The preview failed/)
+    const next = await it.decide(asked, approveAll(asked))
+    assert.match(outputs(next)[0] ?? '', /changed since this was shown/)
+    assert.deepEqual(it.ran, [])
+  }
+})
+
+test('a policy that is none, as what a switch left behind, asks a person', async () => {
+  for (const policy of [false, '', 0]) {
+    const look = allowing('look')
+    const provider = scripted(script([['look', {}]]))
+    const agent = { name: 'ops', provider, tools: [look], policy } as unknown as Agent
+    const asked = await run(agent, { messages: 'look' })
+    assert.deepEqual([asked.pending.length, asked.executed], [1, []])
+  }
+})
+
+test('a run whose signal fired before it began judges, asks and executes nothing', async () => {
+  let judged = 0
+  const policy = () => void judged++
+  const call = (id: string, name: string) =>
+    ({ type: 'tool_call', id, name, input: { table: 'a' } }) as const
+  const it = desk({}, { policy })
+  const agent = { ...it.agent, tools: [...(it.agent.tools ?? []), allowing('look')] }
+  const parts = [call('1', 'drop'), call('2', 'look')]
+  const thread = [
+    { role: 'user' as const, parts: [{ type: 'text' as const, text: 'go' }] },
+    { role: 'assistant' as const, parts, results: [] },
+  ]
+  const signal = AbortSignal.abort()
+  const { stop, pending, executed } = await run(agent, { messages: thread }, { signal })
+  assert.deepEqual({ stop, pending, executed }, { stop: 'aborted', pending: [], executed: [] })
+  assert.deepEqual([judged, it.ran], [0, []])
+})
+
+test('what a tool tells whoever watches never makes its call fail', async () => {
+  const words: unknown[] = [undefined, null, 5, { toString: undefined }]
+  const look = allowing('look', (_, ctx) => {
+    for (const said of words) ctx.update(said as string)
+    ctx.update('x', null as never)
+    return 'done'
+  })
+  const provider = scripted(script([['look', {}]]))
+  const context = { duplo_token: 'secret-token' }
+  const emit = () => {}
+  const result = await run(
+    { name: 'ops', provider, tools: [look] },
+    { messages: 'x' },
+    { context, emit },
+  )
+  assert.deepEqual(outputs(result), ['done'])
+})
+
+test('a tool that ends its own run at once is told as stopped first, and as done late', async () => {
+  const hard = new AbortController()
+  const it = desk({ execute: () => hard.abort() ?? 'done' }, {}, { hardSignal: hard.signal })
+  const asked = await it.propose()
+  const result = await it.decide(asked, approveAll(asked))
+  assert.match(outputs(result)[0] ?? '', /^Outcome unknown: drop was stopped/)
+  await new Promise(setImmediate)
+  const facts = it.facts.filter(({ type }) => type.startsWith('ToolExecut'))
+  const told = facts.map(({ type, outcome, late }) => [type, outcome, late])
+  assert.deepEqual(told, [
+    ['ToolExecutionFailed', 'unknown', undefined],
+    ['ToolExecuted', 'ok', true],
+  ])
+  const again = await it.decide(asked, approveAll(asked), {
+    hardSignal: new AbortController().signal,
+  })
+  assert.deepEqual([outputs(again), again.executed[0]?.replayed], [['done'], true])
+})

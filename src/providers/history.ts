@@ -154,15 +154,17 @@ function wellFormed(value: unknown): string | undefined {
   return text.replace(/\\(\\|ud[89a-f][0-9a-f]{2})/g, (all) => (all === '\\\\' ? all : '\ufffd'))
 }
 
+const begun = Symbol('of an object or a list')
 const ended = Symbol('of an object')
 
-/** All values in a JSON value, with keys and lengths, so that no other one has the same list. */
+/** All values in a JSON value, with keys, lengths and where they begin, so that no other one has the same list. */
 function listed(value: unknown, list: unknown[]): unknown[] {
   if (typeof value !== 'object' || value === null) list.push(value)
   else if (Array.isArray(value)) {
-    list.push(value.length)
+    list.push(begun, value.length)
     for (const item of value) listed(item, list)
   } else {
+    list.push(begun)
     for (const key in value) {
       list.push(key)
       listed((value as Record<string, unknown>)[key], list)
@@ -175,7 +177,8 @@ function listed(value: unknown, list: unknown[]): unknown[] {
 /** Whether a value has this list still: where its part of the list ends, or -1. Asked of a whole talk for every request. */
 function stands(value: unknown, list: unknown[], from = 0): number {
   if (typeof value !== 'object' || value === null) return list[from] === value ? from + 1 : -1
-  let at = from
+  if (list[from] !== begun) return -1
+  let at = from + 1
   if (Array.isArray(value)) {
     if (list[at++] !== value.length) return -1
     for (let i = 0; i < value.length && at > 0; i++) at = stands(value[i], list, at)

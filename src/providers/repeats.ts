@@ -8,7 +8,7 @@ export type Place = [holder: Record<string, unknown>, key: string]
 /** An event of which the fold keeps nothing but these strings, in the order they are written in; [] for any other. */
 export type PlacesOf = (json: Record<string, unknown>) => Place[]
 
-/** What stands for the strings while it is proved that they are where they seem to be. */
+/** What stands for the strings, each with its number, while it is proved that they are where they seem to be. */
 const mark = '\u2603'
 
 /** Short streams repeat too little to be worth learning; others may change their shape a few times. */
@@ -78,7 +78,7 @@ export class Repeats {
       from = start + literal.length - 1
     }
     around.push(data.slice(from))
-    const marked = around.join(mark)
+    const marked = around.reduce((text, next, i) => `${text}${mark}${i}${next}`)
     if (data.includes(mark) || !this.#areMarked(marked, places.length)) return
     this.#around = around
     this.#places = places
@@ -88,9 +88,13 @@ export class Repeats {
   #areMarked(data: string, count: number): boolean {
     try {
       const places = this.#placesOf?.(JSON.parse(data)) ?? []
-      return places.length === count && places.every(([holder, key]) => holder[key] === mark)
+      return places.length === count && places.every(isMarked)
     } catch {
       return false
     }
   }
+}
+
+function isMarked([holder, key]: Place, i: number): boolean {
+  return holder[key] === `${mark}${i + 1}`
 }

@@ -221,9 +221,9 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
     if (this.#settled) return
     const { url, body, dispatcher } = this.#call
     const { origin, path } = url
-    this.#sent = headers
+    this.#sent = { ...headers } // a dispatcher of the caller's may add its own: for this request alone
     try {
-      dispatcher.dispatch({ origin, path, method: 'POST', headers, body }, this)
+      dispatcher.dispatch({ origin, path, method: 'POST', headers: this.#sent, body }, this)
     } catch (error) {
       this.onResponseError(undefined, error as Error)
     }

@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
 import OpenAI from 'openai'
+import { Agent, type Dispatcher } from 'undici'
 import { type ChatBody, openai } from '../../src/providers/openai.ts'
 import type { Message, ModelReply, ModelRequest, Part } from '../../src/providers/provider.ts'
 import {
@@ -1114,4 +1115,26 @@ test('openai: an approval goes its whole way against an independent mock, and ag
   await approvalConversation((url) =>
     openai({ model: 'gpt-4o', baseUrl: `${url}/v1`, apiKey: 'test-key' }),
   )
+})
+
+test('a header that a dispatcher adds to one request is not in the next', async () => {
+  const headers: (string | undefined)[] = []
+  vendor.answer(({ headers: { 'x-tenant-token': token } }) => {
+    headers.push(token)
+    return whole(message({ content: 'hi' }))
+  })
+  let tenant: string | undefined = 'tenant-token-1'
+  const adds =
+    (dispatch: Dispatcher['dispatch']): Dispatcher['dispatch'] =>
+    (options, handler) => {
+      if (tenant) Object.assign(options.headers ?? {}, { 'x-tenant-token': tenant })
+      return dispatch(options, handler)
+    }
+  const agent = new Agent()
+  const provider = make({ dispatcher: agent.compose(adds) })
+  await provider.complete(ask)
+  tenant = undefined
+  await provider.complete(ask)
+  await agent.close()
+  assert.deepEqual(headers, ['tenant-token-1', undefined])
 })

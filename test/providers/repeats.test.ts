@@ -95,6 +95,14 @@ test('learns no place that only looks like one', () => {
   }
 })
 
+test('tells two places apart whose strings were the same when they were learned', () => {
+  const event = (text: string, pad: string) =>
+    JSON.stringify({ of: 'text', pad, is: 'pad', delta: { text } })
+  const list = [...'abcdef'].map(() => event('same', 'same'))
+  list.push(event('said', 'padding'), event('\u26030', '\u26031'))
+  assert.deepEqual(parsed(list), plain(list))
+})
+
 test('parses little of the pieces that follow the first ones', (t) => {
   const event = (content: string, obfuscation: string) =>
     JSON.stringify({ id: 'chatcmpl-1', choices: [{ index: 0, delta: { content } }], obfuscation })

@@ -493,6 +493,28 @@ export function conformance(wire: WireUnderTest): void {
     assert.ok(text.includes('NEW') && !text.includes('OLD'))
   })
 
+  named('renders anew a call whose input took another shape of the same words', async (vendor) => {
+    const shapes: [before: unknown, after: unknown][] = [
+      [{ x: [] }, { x: 0 }],
+      [{ x: ['a', 5] }, { x: 2, a: 5 }],
+      [
+        { a: { b: 'c' }, d: 'e' },
+        { a: 'b', c: {}, d: 'e' },
+      ],
+    ]
+    for (const [before, after] of shapes) {
+      const call = { type: 'tool_call' as const, id: 'call_1', name: 'list_pods', input: before }
+      const results = [{ callId: 'call_1', outcome: 'ok' as const, content: 'none' }]
+      const turn: Message = { role: 'assistant', parts: [call], results }
+      const messages = [user('FIRST'), turn, user('SECOND')]
+      const provider = make(vendor)
+      provider.render(request({ messages }))
+      call.input = after
+      const anew = make(vendor).render(request({ messages }))
+      assert.deepEqual(provider.render(request({ messages })), anew)
+    }
+  })
+
   named('reads a long stream as it reads the same answer whole', async (vendor) => {
     const pieces = [
       ' w1',
