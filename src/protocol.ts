@@ -202,11 +202,12 @@ export function proposedIn({ data }: WireMessage): Map<string, Proposed> {
 
 /** What the client reports as done, each call once. */
 export function reportedIn({ data }: WireMessage): unknown[] {
+  if (!data) return []
   const found = new Map<unknown, unknown>()
-  for (const list of [data?.executed_tool_calls, data?.executed_approvals])
+  for (const list of [data.executed_tool_calls, data.executed_approvals])
     for (const { id, name, input, output } of list ?? [])
       found.set(id ?? {}, { tool: name, input, output })
-  for (const { id, command, output } of data?.executed_cmds ?? [])
+  for (const { id, command, output } of data.executed_cmds ?? [])
     if (!id || !found.has(id)) found.set(id ?? {}, { command, output })
   return [...found.values()]
 }
