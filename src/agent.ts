@@ -1082,7 +1082,11 @@ async function fail(self: Run, error: unknown): Promise<void> {
   if (error instanceof InterceptorError) {
     self.stop = 'intercepted'
     self.stopDetails = masked({ code: error.reason, details: error.details }, scope.mask)
-    await utter(self, scope.mask(error.userMessage))
+    try {
+      await utter(self, scope.mask(error.userMessage))
+    } catch (deaf) {
+      await fail(self, deaf) // what ran before is still to be returned
+    }
     return
   }
   self.error = desk.signal?.aborted ? aborted(desk.signal) : toError(error, 'internal_error')

@@ -323,11 +323,12 @@ async function serve(ask: Ask, streams: boolean): Promise<void> {
     await answer(ask, streams)
   } catch (error) {
     await failed(ask, error)
+  } finally {
+    clearTimeout(timer)
+    res.off('close', onClose)
+    live.delete(ask)
+    door.admitted.delete(ask)
   }
-  clearTimeout(timer)
-  res.off('close', onClose)
-  live.delete(ask)
-  door.admitted.delete(ask)
 }
 
 const gone = () => new DcafError('aborted', 'the client went away')
@@ -829,6 +830,15 @@ async function failed(ask: Ask, thrown: unknown): Promise<void> {
 
 function toError(thrown: unknown): DcafError {
   if (thrown instanceof DcafError) return thrown
-  const message = thrown instanceof Error ? thrown.message : inspect(thrown)
+  const message = thrown instanceof Error ? thrown.message : printed(thrown)
   return new DcafError('internal_error', message, { cause: thrown })
+}
+
+/** For a log: whatever was thrown, even what throws when it is looked at. */
+export function printed(thrown: unknown): string {
+  try {
+    return inspect(thrown)
+  } catch {
+    return 'an unprintable value'
+  }
 }

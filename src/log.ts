@@ -2,9 +2,8 @@
 // when `chatHandler` is given `log` or `onEvent`. Neither hurts anybody when it throws or hangs, and nobody waits for them.
 
 import type { ServerResponse } from 'node:http'
-import { inspect } from 'node:util'
 import type { RunFact } from './agent.ts'
-import type { ChatOptions, LogEntry } from './http.ts'
+import { type ChatOptions, type LogEntry, printed } from './http.ts'
 import { type Mask, masker, maskJson, tracing } from './mask.ts'
 import type { DcafError, ErrorCode } from './providers/provider.ts'
 import type { PlatformContext } from './tool.ts'
@@ -63,7 +62,7 @@ export function logOf({ log, onEvent, logPayloads, trustClient }: ChatOptions) {
     /** The whole of an error, for the log alone. */
     failure(about: About, { code, message, stack, cause }: DcafError): void {
       if (ordinary.has(code)) return
-      const why = cause !== undefined && { cause: inspect(cause) }
+      const why = cause !== undefined && { cause: printed(cause) }
       note(about, 'error', 'failure', { message, code, stack, ...why })
     },
     fact(about: About, fact: RunFact): void {

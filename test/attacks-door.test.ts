@@ -363,3 +363,24 @@ test('ids that a thread lists without end are not all looked up', async (t) => {
   })
   assert.ok(reads < 150, `${reads}`)
 })
+
+test('what was thrown and cannot be printed is answered too, and takes no place for good', async (t) => {
+  const odd = () => {
+    throw { [Symbol.for('nodejs.util.inspect.custom')]: odd }
+  }
+  const thrown = () => ({ [Symbol.for('nodejs.util.inspect.custom')]: odd })
+  const provider = { ...scripted(() => ''), complete: () => Promise.reject(thrown()) }
+  const entries: Json[] = []
+  const log = (entry: Json) => entries.push(entry)
+  for (const options of [{ authenticate: () => Promise.reject(thrown()) }, {}]) {
+    const { chat, handler } = await serve(t, { name: 'a', provider }, { ...options, log })
+    const { status } = await chat({ messages: [u('hi')] })
+    assert.ok(status === 500 || status === 502)
+    await new Promise(setImmediate)
+    assert.equal(handler.active, 0)
+  }
+  assert.deepEqual(
+    entries.filter(({ event }) => event === 'failure').map(({ cause }) => cause),
+    ['an unprintable value', 'an unprintable value'],
+  )
+})

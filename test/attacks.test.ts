@@ -580,3 +580,18 @@ test('a tool that ends its own run at once is told as stopped first, and as done
   })
   assert.deepEqual([outputs(again), again.executed[0]?.replayed], [['done'], true])
 })
+
+test('what ran is returned though an interceptor stopped the run and nobody could be told', async () => {
+  const state = { stops: false }
+  const requestInterceptors = () => {
+    if (state.stops) throw new InterceptorError({ userMessage: 'no more' })
+  }
+  const it = desk({}, { requestInterceptors })
+  const asked = await it.propose()
+  state.stops = true
+  const emit = ({ type }: { type: string }) => {
+    if (type === 'text_delta') throw new Error('the reader is gone')
+  }
+  const result = await it.decide(asked, approveAll(asked), { emit })
+  assert.deepEqual([outputs(result), result.error?.code], [['dropped a'], 'internal_error'])
+})
