@@ -6,7 +6,7 @@
 
 import { invisible, maskJson, measured, unsound } from './mask.ts'
 import type { Authority, Bound, Id, Who } from './proof.ts'
-import { audience, canonical, parseId, sha256 } from './proof.ts'
+import { audience, canonical, hasMoved, parseId, sha256 } from './proof.ts'
 import { DcafError, type Outcome } from './providers/provider.ts'
 import { copyJson } from './schema.ts'
 import type { Verdict, Word } from './tool.ts'
@@ -441,8 +441,11 @@ export class Gate {
   async #once(one: Case, leave: Permit, note = ''): Promise<Answer> {
     const { who, signal, hardSignal } = this.scope
     if (hardSignal?.aborted) return { open: 'Not executed: the server is shutting down.' }
-    // Asked again here: a slow preview, policy or store came after it was asked first.
-    const stop = () => this.frozenBy() ?? (signal?.aborted ? '' : undefined)
+    // Asked again here: a slow preview, policy or store, or a call before it, came after it was asked first.
+    const stop = () => {
+      if (hasMoved(who)) return unverified
+      return this.frozenBy() ?? (signal?.aborted ? '' : undefined)
+    }
     const { grant } = leave.call
     const by = grant ? `grant:${grant}` : who.principal
     const act: Act = async (finish) => {

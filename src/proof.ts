@@ -154,6 +154,11 @@ export function audience(who: Who, approver: Tool['approver']): unknown[] {
   return approver === 'requester' ? made[0] : made[1]
 }
 
+/** True where somebody wrote to the context since the audience was first asked for: a tool can. */
+export function hasMoved(who: Who): boolean {
+  return canonical(audience(who, 'requester')) !== canonical(audienceOf(who)[0])
+}
+
 function audienceOf({ principal, threadId, context: c, bound }: Who): [unknown[], unknown[]] {
   const scopes = Array.isArray(c.scopes) ? c.scopes.map(scopeOf).sort() : c.scopes
   const where = [scopes, c.kubeconfig_path, cluster(c.kubeconfig), bound]

@@ -595,3 +595,32 @@ test('what ran is returned though an interceptor stopped the run and nobody coul
   const result = await it.decide(asked, approveAll(asked), { emit })
   assert.deepEqual([outputs(result), result.error?.code], [['dropped a'], 'internal_error'])
 })
+
+test('a call that writes to the context takes no approved call after it to another target', async () => {
+  const ran: unknown[] = []
+  const steer = allowing('steer', (_, { platform }) => {
+    platform.k8s_namespace = 'prod'
+    return 'steered'
+  })
+  const drop = allowing('drop', (_, { platform }) => ran.push(platform.k8s_namespace))
+  const tools = [steer, drop].map((made) => ({ ...made, requiresApproval: true }))
+  const provider = scripted(
+    script(
+      [
+        ['steer', {}],
+        ['drop', {}],
+      ],
+      'ok',
+    ),
+  )
+  const agent: Agent = { name: 'ops', provider, tools }
+  const context = () => ({ k8s_namespace: 'staging' })
+  const asked = await run(agent, { messages: 'x' }, { context: context() })
+  const result = await resume(agent, asked, approveAll(asked), { context: context() })
+  assert.deepEqual(ran, [])
+  assert.match(outputs(result)[1] ?? '', /could not be verified/)
+  const [open] = result.pending
+  assert.equal(open?.id, asked.pending[1]?.id)
+  await resume(agent, result, approveAll(result), { context: context() })
+  assert.deepEqual(ran, ['staging'])
+})
