@@ -319,6 +319,49 @@ test('a nested nothing hides nothing', async () => {
   assert.deepEqual(it.ran, [input])
 })
 
+test('where nobody is known to have asked, whoever let the run go on has', async () => {
+  const names = ['first', 'drop']
+  const ran: unknown[] = []
+  const it = desk(
+    {},
+    {
+      tools: [
+        dropTool(ran, { name: 'first', approver: 'anyone' }),
+        dropTool(ran, { approver: 'other' }),
+      ],
+      provider: scripted((_, __, index) => {
+        const name = names[index]
+        return name ? { calls: [{ name, input: { table: name } }] } : 'ok'
+      }),
+    },
+  )
+  const first = await it.propose()
+  const second = await it.decide(first, approveAll(first), { principal: 'ann' })
+  const own = await it.decide(second, approveAll(second), { principal: 'ann' })
+  assert.deepEqual(outputs(own), ['Not executed: someone other than who asked must approve drop.'])
+  const other = await it.decide(second, approveAll(second), { principal: 'bob' })
+  assert.deepEqual([outputs(other), ran.length], [['dropped drop'], 2])
+})
+
+test('a tool that anyone may approve alone needs nobody’s name', async () => {
+  const it = desk({ approver: 'anyone' })
+  const first = await it.propose()
+  assert.deepEqual(outputs(await it.decide(first, approveAll(first))), ['dropped a'])
+})
+
+test('a vote on a call that only the thread remembers shows all that the next one votes on', async () => {
+  const it = desk({ approver: 'anyone', quorum: 2, preview: () => 'three rows' })
+  const first = await it.propose()
+  const stray = { ...approve(idOf(first)), name: 'drop', input: { table: 'a' } }
+  const options = { ...it.options, principal: 'ann' }
+  const next = await run(it.agent, { messages: 'x', decisions: [stray] }, options)
+  const [{ id, effectiveInput, preview, votes } = {} as Json] = next.pending
+  assert.deepEqual(
+    [id, effectiveInput, preview, votes],
+    [idOf(first), { table: 'a', cascade: false }, 'three rows', 1],
+  )
+})
+
 test('trusting the client says what is wrong with an input, and reaches to no quorum', async () => {
   const item = { id: 'toolu_1', approve: true, name: 'drop' }
   const trusting = { trustClient: 'unsafe', principal: 'ann' } as const
@@ -413,6 +456,29 @@ test('a policy, a preview and a tool are told of the same platform and signal, a
   assert.deepEqual(ids.splice(0), ['', ''])
   await it.decide(first, approveAll(first))
   assert.deepEqual(ids, ['', '', nonceOf(first)])
+})
+
+test('a tool’s word and a preview end with the request, and a plain yes has no reason to show', async () => {
+  const over = new AbortController()
+  const signals: AbortSignal[] = []
+  const note =
+    (answer: unknown) =>
+    (_: unknown, { signal }: { signal: AbortSignal }) => {
+      signals.push(signal)
+      return answer
+    }
+  const it = desk({ requiresApproval: note(true), preview: note('x') })
+  const first = await it.propose({ signal: over.signal })
+  assert.equal(first.pending[0]?.reasons, undefined)
+  assert.deepEqual(
+    signals.map((signal) => signal.aborted),
+    [false, false],
+  )
+  over.abort()
+  assert.deepEqual(
+    signals.map((signal) => signal.aborted),
+    [true, true],
+  )
 })
 
 // ------------------------------------------------------------ what is left behind
