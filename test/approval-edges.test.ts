@@ -3,11 +3,12 @@
 
 import assert from 'node:assert/strict'
 import { getEventListeners } from 'node:events'
+import { existsSync, readlinkSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { type TestContext, test } from 'node:test'
 import { z } from 'zod'
 import { cap, unverified } from '../src/approval.ts'
-import { approve, approveAll, edit, type RunResult, reject, run } from '../src/index.ts'
+import { approve, approveAll, edit, type RunResult, reject, resume, run } from '../src/index.ts'
 import { scripted } from '../src/providers/scripted.ts'
 import { memoryStore, type Store } from '../src/store.ts'
 import { desk, dropTool, idOf, type Json, outputs } from './desk.ts'
@@ -152,6 +153,35 @@ test('a store that lost its epoch is left as it is: nothing is begun in it', asy
   assert.equal(await inner.get(`call:${nonceOf(first)}`), undefined)
 })
 
+test('a claim of which nobody knows whether the store kept it is unknown afterwards, and runs nothing', async () => {
+  const store = faultyStore(memoryStore(), (method, key, store) => {
+    if (method === 'swap' && key.startsWith('call:'))
+      store.fault = { kind: 'down', on: ['get'], keys: (key) => key === 'epoch', times: 1 }
+  })
+  const it = desk({}, {}, { store })
+  const first = await it.propose()
+  const down = await it.decide(first, approveAll(first))
+  assert.deepEqual([down.error?.code, down.executed], ['store_unavailable', []])
+  assert.match(outputs(await it.decide(first, approveAll(first)))[0] ?? '', /^Outcome unknown: the/)
+  assert.deepEqual(it.ran, [])
+})
+
+for (const [claim, method] of [
+  ['before', 'get'],
+  ['while', 'swap'],
+] as const)
+  test(`where the store forgets ${claim} it begins, the model is told that it was refused, and nobody is asked again`, async () => {
+    const inner = memoryStore()
+    const store = faultyStore(inner, async (called, key) => {
+      if (called === method && key.startsWith('call:')) await inner.delete('epoch')
+    })
+    const it = desk({}, {}, { store })
+    const stray = { ...approve(idOf(await it.propose())), name: 'drop', input: { table: 'a' } }
+    const next = await run(it.agent, { messages: 'x', decisions: [stray] }, it.options)
+    assert.deepEqual([outputs(next), it.ran, next.pending], [[unverified], [], []])
+    assert.ok(JSON.stringify(it.provider.requests.at(-1)).includes(unverified))
+  })
+
 test('a claim that another one won, and whose record is gone by now, may be decided again', async () => {
   const inner = memoryStore()
   let isTaken = true
@@ -198,6 +228,35 @@ test('a process of another user, and one of another host with a number that is f
     assert.match(output, /^Already running since/)
     kill.mock.restore()
   }
+})
+
+test('what a process of another container began may be running, though both have one host name', async () => {
+  const path = '/proc/self/ns/pid'
+  const here = existsSync(path) ? `@${readlinkSync(path).match(/\d+/)}` : ''
+  for (const [pid, where, words] of [
+    [99_999_999, here, /^Outcome unknown/],
+    [process.pid, here, /^Outcome unknown/],
+    [99_999_999, '@1', /^Already running since/],
+    [process.pid, '@1', /^Already running since/],
+  ] as const) {
+    const it = desk()
+    const first = await it.propose()
+    const owner = `${hostname()}:${pid}:aa${where}`
+    const entry = { state: 'running', owner, run: 1, since: Date.now(), timeoutMs: 60_000 }
+    await it.store.set(`call:${nonceOf(first)}`, JSON.stringify(entry))
+    assert.match(outputs(await it.decide(first, approveAll(first)))[0] ?? '', words, owner)
+    assert.deepEqual(it.ran, [])
+  }
+})
+
+test('what began and has no tool any more is still told as what it is', async () => {
+  const it = desk()
+  const first = await it.propose()
+  const entry = { state: 'running', owner: 'else:1:aa', run: 1, since: Date.now() }
+  await it.store.set(`call:${nonceOf(first)}`, JSON.stringify(entry))
+  const bare = { ...it.agent, tools: [] }
+  const next = await resume(bare, first, approveAll(first), it.options)
+  assert.match(outputs(next)[0] ?? '', /^Already running since/)
 })
 
 test('a call that a grant let run finishes though the client went away', async () => {
@@ -258,6 +317,49 @@ test('a nested nothing hides nothing', async () => {
   const first = await it.propose()
   await it.decide(first, approveAll(first))
   assert.deepEqual(it.ran, [input])
+})
+
+test('where nobody is known to have asked, whoever let the run go on has', async () => {
+  const names = ['first', 'drop']
+  const ran: unknown[] = []
+  const it = desk(
+    {},
+    {
+      tools: [
+        dropTool(ran, { name: 'first', approver: 'anyone' }),
+        dropTool(ran, { approver: 'other' }),
+      ],
+      provider: scripted((_, __, index) => {
+        const name = names[index]
+        return name ? { calls: [{ name, input: { table: name } }] } : 'ok'
+      }),
+    },
+  )
+  const first = await it.propose()
+  const second = await it.decide(first, approveAll(first), { principal: 'ann' })
+  const own = await it.decide(second, approveAll(second), { principal: 'ann' })
+  assert.deepEqual(outputs(own), ['Not executed: someone other than who asked must approve drop.'])
+  const other = await it.decide(second, approveAll(second), { principal: 'bob' })
+  assert.deepEqual([outputs(other), ran.length], [['dropped drop'], 2])
+})
+
+test('a tool that anyone may approve alone needs nobody’s name', async () => {
+  const it = desk({ approver: 'anyone' })
+  const first = await it.propose()
+  assert.deepEqual(outputs(await it.decide(first, approveAll(first))), ['dropped a'])
+})
+
+test('a vote on a call that only the thread remembers shows all that the next one votes on', async () => {
+  const it = desk({ approver: 'anyone', quorum: 2, preview: () => 'three rows' })
+  const first = await it.propose()
+  const stray = { ...approve(idOf(first)), name: 'drop', input: { table: 'a' } }
+  const options = { ...it.options, principal: 'ann' }
+  const next = await run(it.agent, { messages: 'x', decisions: [stray] }, options)
+  const [{ id, effectiveInput, preview, votes } = {} as Json] = next.pending
+  assert.deepEqual(
+    [id, effectiveInput, preview, votes],
+    [idOf(first), { table: 'a', cascade: false }, 'three rows', 1],
+  )
 })
 
 test('trusting the client says what is wrong with an input, and reaches to no quorum', async () => {
@@ -354,6 +456,29 @@ test('a policy, a preview and a tool are told of the same platform and signal, a
   assert.deepEqual(ids.splice(0), ['', ''])
   await it.decide(first, approveAll(first))
   assert.deepEqual(ids, ['', '', nonceOf(first)])
+})
+
+test('a tool’s word and a preview end with the request, and a plain yes has no reason to show', async () => {
+  const over = new AbortController()
+  const signals: AbortSignal[] = []
+  const note =
+    (answer: unknown) =>
+    (_: unknown, { signal }: { signal: AbortSignal }) => {
+      signals.push(signal)
+      return answer
+    }
+  const it = desk({ requiresApproval: note(true), preview: note('x') })
+  const first = await it.propose({ signal: over.signal })
+  assert.equal(first.pending[0]?.reasons, undefined)
+  assert.deepEqual(
+    signals.map((signal) => signal.aborted),
+    [false, false],
+  )
+  over.abort()
+  assert.deepEqual(
+    signals.map((signal) => signal.aborted),
+    [true, true],
+  )
 })
 
 // ------------------------------------------------------------ what is left behind
