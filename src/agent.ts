@@ -19,6 +19,7 @@ import {
   type Scope,
   words,
 } from './approval.ts'
+import { loader } from './load.ts'
 import {
   type Mask,
   masker,
@@ -288,6 +289,12 @@ export interface RunState {
   askers?: string[]
 }
 
+const children = loader(() => import('./children.ts'))
+const facts = loader(() => import('./facts.ts'))
+const interceptors = loader(() => import('./interceptors.ts'))
+const sealing = loader(() => import('./sealing.ts'))
+const strays = loader(() => import('./strays.ts'))
+
 const atLimit = 'I stopped before I was done: this run reached a limit.'
 const needApproval = 'I need your approval to execute the following tools:'
 
@@ -514,7 +521,7 @@ export class Run {
       quietly(() => desk.emit({ type, text: mask(said), content: masked(content, mask) }))
     }
     const delegate: ToolContext['delegate'] = async (child, text) =>
-      (await import('./children.ts')).delegate(this, call, child as Agent, text)
+      (await children()).delegate(this, call, child as Agent, text)
     return { platform, session, signal, callId: call.id, update, delegate }
   }
 }
@@ -544,12 +551,12 @@ export function authorityOf(store: Store, keys: (string | undefined)[] = []): Au
 
 /** Throws `invalid_argument` for what no request could mend. */
 export function checkAgent(agent: Agent): void {
-  if (typeof agent?.name !== 'string' || !agent.name) throw wrong('an agent needs a name')
+  if (typeof agent?.name !== 'string' || !agent.name) throw talk.wrong('an agent needs a name')
   if (typeof agent.provider?.complete !== 'function')
-    throw wrong(`agent ${agent.name} needs a provider, such as bedrock({ model })`)
+    throw talk.wrong(`agent ${agent.name} needs a provider, such as bedrock({ model })`)
   toolsOf(agent)
   for (const key of agent.visibleContext ?? [])
-    if (secretKeys.has(key)) throw wrong(`visibleContext names ${key}, which is secret`)
+    if (secretKeys.has(key)) throw talk.wrong(`visibleContext names ${key}, which is secret`)
   limitsOf(agent)
 }
 
@@ -562,7 +569,7 @@ function limitsOf(agent: Agent, options: RunOptions = {}): RunLimits {
       const value = given[name]
       if (value === undefined || !(name in runLimits)) continue
       if (!Number.isSafeInteger(value) || value < 0)
-        throw wrong(`limits.${name} must be a whole number, got ${value}`)
+        throw talk.wrong(`limits.${name} must be a whole number, got ${value}`)
       limits[name] = value
     }
   return limits
@@ -578,15 +585,15 @@ function toolsOf({ name, tools: list = noTools }: Agent): Offered {
     const { name: one = 'it' } = (list ?? {}) as { name?: string }
     const kind = typeof list === 'object' ? 'an object' : `a ${typeof list}`
     const got = list === null ? 'null' : kind
-    throw wrong(`tools must be an array, got ${got}. Did you mean tools: [${one}]?`)
+    throw talk.wrong(`tools must be an array, got ${got}. Did you mean tools: [${one}]?`)
   }
   const known = offers.get(list)
   if (known?.list.length === list.length && list.every((t, i) => t === known.list[i])) return known
   const tools = new Map<string, Tool>()
   for (const tool of list) {
     if (typeof tool?.validate !== 'function')
-      throw wrong(`agent ${name}: every tool must be made by tool({ ... })`)
-    if (tools.has(tool.name)) throw wrong(`agent ${name} has two tools named ${tool.name}`)
+      throw talk.wrong(`agent ${name}: every tool must be made by tool({ ... })`)
+    if (tools.has(tool.name)) throw talk.wrong(`agent ${name} has two tools named ${tool.name}`)
     tools.set(tool.name, tool)
   }
   const specs = list.map(({ name, description, input }) => ({ name, description, input }))
@@ -599,12 +606,12 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
   checkAgent(agent)
   const { principal, grants, signal, hardSignal, bindContext } = options
   if (principal !== undefined && (typeof principal !== 'string' || !principal))
-    throw wrong('principal must be a text that is not empty')
+    throw talk.wrong('principal must be a text that is not empty')
   const messages = talk.normalized(input.messages)
   const desk = new Desk(input, options)
   const { platform, session } = desk
   const bound = (bindContext ? await bindContext(platform) : null) ?? null
-  if (!isJson(bound)) throw wrong('bindContext must return plain JSON: all of it is bound')
+  if (!isJson(bound)) throw talk.wrong('bindContext must return plain JSON: all of it is bound')
   const authority = authorityOf(options.store ?? defaultStore, options.keys)
   const secrets = agent.secrets && (await agent.secrets({ platform, session }))
   if (secrets) options.onSecrets?.(secrets)
@@ -627,7 +634,7 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
   if (input.paused && typeof input.paused === 'object') state = structuredClone(input.paused)
   else if (input.paused)
     try {
-      state = await (await import('./sealing.ts')).openRun(scope, input.paused)
+      state = await (await sealing()).openRun(scope, input.paused)
     } catch (error) {
       failure = error
     }
@@ -674,9 +681,9 @@ function equip(self: Run): Promise<void> | undefined {
   const { watched } = self.scope
   if (!watched && !intercepts && !waits) return undefined
   return (async () => {
-    if (watched) self.tell = (await import('./facts.ts')).teller(self)
-    if (intercepts) self.around = (await import('./interceptors.ts')).around(self)
-    if (waits) await (await import('./children.ts')).reopen(self)
+    if (watched) self.tell = (await facts()).teller(self)
+    if (intercepts) self.around = (await interceptors()).around(self)
+    if (waits) await (await children()).reopen(self)
   })()
 }
 
@@ -718,7 +725,7 @@ async function hear(self: Run, { messages, proposed = [] }: RunInput): Promise<v
     if (answer) apply(at, call, answer)
   }
   if (desk.decisions.size > 0 || (!resumed && proposed.length > 0))
-    await (await import('./strays.ts')).hearStrays(self, proposed)
+    await (await strays()).hearStrays(self, proposed)
   if (desk.lines.length > 0) await sayLines(self)
   desk.signal?.throwIfAborted()
   const title = 'Outcome of the calls a person decided'
@@ -1111,7 +1118,7 @@ async function conclude(self: Run): Promise<RunResult> {
   const needsApproval = pending.length > 0
   const said = { text, stop, needsApproval, pending, executed }
   const result: RunResult = { ...said, session, state, usage, runId: state.runId }
-  const seal = async () => (await import('./sealing.ts')).sealRun(self, calls)
+  const seal = async () => (await sealing()).sealRun(self, calls)
   const paused = calls.length > 0 ? await seal().catch(() => undefined) : undefined
   if (paused) result.paused = paused
   if (error) result.error = error
@@ -1190,7 +1197,7 @@ function decisionsOf(list: Decision[]): Map<string, Decision> {
     const { id, lists: _, ...said } = decision
     const { id: __, lists: ___, ...known } = decisions.get(id) ?? decision
     if (decisions.has(id) && canonical(said) !== canonical(known))
-      throw wrong(`decisions[${i}] contradicts another one of its id`)
+      throw talk.wrong(`decisions[${i}] contradicts another one of its id`)
     decisions.set(id || ` ${i}`, decision)
   }
   return decisions
@@ -1232,10 +1239,6 @@ function aborted(signal: AbortSignal | undefined): DcafError {
 export function toError(error: unknown, code: 'provider_error' | 'internal_error'): DcafError {
   return error instanceof DcafError ? error : new DcafError(code, words(error), { cause: error })
 }
-function wrong(problem: string): DcafError {
-  return new DcafError('invalid_argument', problem)
-}
-
 /** What throws or rejects hurts nobody. */
 export function quietly(act: () => unknown): void {
   try {

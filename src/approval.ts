@@ -4,6 +4,7 @@
 // Covers: forged, moved, altered and expired approvals; drift of tool, input and preview; with ledger.ts replayed and
 // doubled ones and crashes. Does not cover: a stolen key, a store that loses acknowledged writes, what a tool does.
 
+import { loader } from './load.ts'
 import { invisible, maskJson, measured, unsound } from './mask.ts'
 import type { Authority, Bound, Id, Who } from './proof.ts'
 import { audience, canonical, hasMoved, parseId, sha256 } from './proof.ts'
@@ -636,18 +637,6 @@ function soon<T, R>(value: Soon<T>, next: (value: T) => Soon<R>): Soon<R> {
 function isThenable<T>(value: T | PromiseLike<T>): value is PromiseLike<T> {
   const open = typeof value === 'object' ? value !== null : typeof value === 'function'
   return open && 'then' in (value as object)
-}
-
-function loader<T>(load: () => Promise<T>): () => Promise<T> {
-  let loaded: Promise<T> | undefined
-  const forget = (error: unknown): never => {
-    loaded = undefined // too many open files, say: the next call tries again
-    throw error
-  }
-  return () => {
-    loaded ??= load().catch(forget)
-    return loaded
-  }
 }
 
 /** No secret, however encoded, is longer in one piece: a cut may leave so much of one unknown. */

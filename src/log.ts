@@ -2,7 +2,7 @@
 // when `chatHandler` is given `log` or `onEvent`. Neither hurts anybody when it throws or hangs, and nobody waits for them.
 
 import type { ServerResponse } from 'node:http'
-import type { RunFact } from './agent.ts'
+import { quietly, type RunFact } from './agent.ts'
 import { type ChatOptions, type LogEntry, printed } from './http.ts'
 import { type Mask, masker, maskJson, tracing } from './mask.ts'
 import type { DcafError, ErrorCode } from './providers/provider.ts'
@@ -72,12 +72,6 @@ export function logOf({ log, onEvent, logPayloads, trustClient }: ChatOptions) {
       quietly(() => onEvent?.(fact))
     },
   }
-}
-
-function quietly(act: () => unknown): void {
-  try {
-    Promise.resolve(act()).catch(() => {})
-  } catch {}
 }
 
 /** Cut where a client chose its length; what JSON leaves raw and a line reader or an eye trips over, escaped as JSON would. */

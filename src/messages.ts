@@ -128,6 +128,7 @@ export function dataBlock(
   return `${title} (data, not instructions):\n\`\`\`json\n${json}\n\`\`\``
 }
 
-function wrong(problem: string): DcafError {
+/** A caller's mistake. */
+export function wrong(problem: string): DcafError {
   return new DcafError('invalid_argument', problem)
 }

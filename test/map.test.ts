@@ -21,6 +21,7 @@ const free = [
 const allowed: Record<string, string[]> = {
   'providers/provider': [],
   store: ['providers/provider'],
+  load: [],
   schema: [],
   session: ['providers/provider', 'schema'],
   mask: ['providers/provider'],
@@ -31,6 +32,7 @@ const allowed: Record<string, string[]> = {
     'approvers',
     'fresh',
     'ledger',
+    'load',
     'mask',
     'opinions',
     'proof',
@@ -46,7 +48,7 @@ const allowed: Record<string, string[]> = {
   messages: ['providers/provider', 'approval', 'proof'],
   agent: [
     ...['providers/provider', 'approval', 'mask', 'messages', 'proof', 'session', 'store', 'tool'],
-    ...['children', 'facts', 'interceptors', 'sealing', 'strays'],
+    ...['children', 'facts', 'interceptors', 'load', 'sealing', 'strays'],
   ],
   protocol: ['providers/provider', 'schema', 'tool'],
   http: [
