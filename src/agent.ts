@@ -648,7 +648,10 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
   const fresh = state ?? newState(talk.ours(talk.alternating(messages)), desk.runId)
   const self = new Run(agent, fresh, { desk, scope }, mask)
   const equipping = equip(self)
-  if (equipping) await equipping
+  if (equipping)
+    await equipping.catch((error) => {
+      failure ??= error
+    })
   self.resumed = state !== undefined
   const reason = 'it was not sealed here for this agent, principal, thread and context'
   if (failure) await fail(self, failure)

@@ -5,6 +5,7 @@ import assert from 'node:assert/strict'
 import { registerHooks } from 'node:module'
 import { test } from 'node:test'
 import { approve, approveAll, edit, type RunOptions, run } from '../src/index.ts'
+import { scripted } from '../src/providers/scripted.ts'
 import { desk, idOf, type Json } from './desk.ts'
 
 let missing = ''
@@ -32,6 +33,7 @@ const trusted = (it: Desk) => {
   return run(it.agent, { messages: 'x', decisions }, options)
 }
 const cases: [file: string, claim: string, more: Json, act: typeof trusted, runs: number][] = [
+  ['strays', 'a decision on a call that no state holds is heard', {}, trusted, 1],
   ['opinions', 'a policy is asked', { requiresApproval: () => false }, (it) => it.propose(), 1],
   ['opinions', 'a preview is made', { preview: () => 'x' }, approved, 1],
   ['ledger', 'an approval is recorded', {}, approved, 1],
@@ -39,6 +41,24 @@ const cases: [file: string, claim: string, more: Json, act: typeof trusted, runs
   ['fresh', 'an edit is shown', {}, edited, 0],
   ['trust', 'a client is trusted', {}, trusted, 1],
 ]
+
+for (const [file, more] of [
+  ['interceptors', { requestInterceptors: () => {} }],
+  ['facts', { onEvent: () => {} }],
+] as const)
+  test(`a run that needs ${file}.ts asks no model where it does not load, and says so`, async () => {
+    let asked = 0
+    const answer = () => {
+      asked++
+      return 'ok'
+    }
+    const agent = { name: 'ops', provider: scripted(answer), ...more }
+    missing = file
+    const without = await run(agent, { messages: 'x' })
+    missing = ''
+    assert.deepEqual([without.stop, without.error?.code, asked], ['error', 'internal_error', 0])
+    assert.equal((await run(agent, { messages: 'x' })).text, 'ok')
+  })
 
 for (const [file, claim, more, act] of cases)
   test(`${claim} only where ${file}.ts loads: without it nothing runs`, async () => {
