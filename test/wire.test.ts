@@ -814,13 +814,16 @@ test('renders a talk anew that was forgotten', () => {
     expanded.push(message)
     return [message]
   })
-  const messages = [user('a'), user('b')]
+  const messages = [user('a'), user('b'), user('c')]
   history.of(messages)
   history.of(messages)
-  assert.equal(expanded.length, 2)
+  assert.equal(expanded.length, 3)
   history.forget(messages)
   history.of(messages)
-  assert.equal(expanded.length, 4)
+  assert.equal(expanded.length, 6)
+  history.of(messages.slice(0, 2)) // too short to be worth remembering
+  history.of(messages.slice(0, 2))
+  assert.equal(expanded.length, 10)
 })
 
 test('joins neighbours of one role, of which the last may be marked', () => {
@@ -843,7 +846,7 @@ test('joins neighbours of one role, of which the last may be marked', () => {
 })
 
 test('lets nobody but `toJson` write what is remembered', () => {
-  const history = new Memory((message: Message) => [message])
+  const history = new Memory((message: Message) => [message], undefined, 1)
   assert.throws(() => JSON.stringify({ deep: history.of([user('a')]) }), /top-level array/)
 })
 

@@ -5,7 +5,7 @@
 
 import { createServer } from 'node:net'
 import { inputOf, lookUp, lookup, parse, prompt, system } from './scenario.mjs'
-import { answer } from './wires.mjs'
+import { answer, numbered } from './wires.mjs'
 
 const marker = Buffer.from('RESULT-')
 const streamed = Buffer.from('"stream":true')
@@ -98,8 +98,9 @@ function reply(socket, { path, body }) {
     bytes = answer(wire, stream, scenario, turn)
     route.turns.set(key, bytes)
   }
-  socket.write(bytes.head)
-  if (bytes.tail) pace(socket, bytes, scenario.everyMs)
+  const own = numbered(bytes)
+  socket.write(own.head)
+  if (own.tail) pace(socket, own, scenario.everyMs)
 }
 
 /** How many turns are answered in this request; throws unless the results of the last one are there, as the tool made them. */
@@ -222,7 +223,7 @@ function refuse(socket, error) {
 const wheels = new Map()
 let timer
 
-function pace(socket, { pieces, tail }, everyMs) {
+function pace(socket, { pieces, tail, own }, everyMs) {
   let wheel = wheels.get(everyMs)
   if (!wheel) {
     wheel = {
@@ -236,7 +237,7 @@ function pace(socket, { pieces, tail }, everyMs) {
   // 7 is prime to the usual paces: neighbours do not share a millisecond.
   wheel.next += 7
   const slot = wheel.slots[wheel.next % everyMs]
-  const stream = { socket, pieces, tail, sent: 0, slot }
+  const stream = { socket, pieces, tail, own, sent: 0, slot }
   slot.add(stream)
   socket.paced = stream
   timer ??= setInterval(tick, 1)
@@ -250,7 +251,7 @@ function tick() {
     for (let at = Math.max(wheel.at + 1, now - everyMs + 1); at <= now; at++) {
       for (const stream of wheel.slots[at % everyMs]) {
         const piece = stream.pieces[stream.sent++]
-        if (piece) stream.socket.write(piece)
+        if (piece) stream.socket.write(stream.own(piece))
         else {
           stream.slot.delete(stream)
           stream.socket.write(stream.tail)

@@ -4,6 +4,35 @@
 import { crc32 } from 'node:zlib'
 import { inputOf, lookup, model, tokensOf } from './scenario.mjs'
 
+/** Stands in every id until an answer is sent. */
+const unnumbered = '0123456789abcdefghij'
+let sent = 0
+
+/** As `answer` made it, with a number of its own: ids of real answers differ, and clients may keep messages by them. */
+export function numbered({ head, pieces, tail }) {
+  const number = Buffer.from(String(++sent).padStart(unnumbered.length, '0'))
+  // A paced stream's pieces are numbered when it is their turn: all of them at once would hold up all others.
+  const own = (bytes) => {
+    const places = placesIn(bytes)
+    if (places.length === 0) return bytes
+    const copy = Buffer.from(bytes)
+    for (const at of places) copy.set(number, at)
+    return copy
+  }
+  return { head: own(head), pieces, tail: tail && own(tail), own }
+}
+
+const known = new WeakMap()
+function placesIn(bytes) {
+  let places = known.get(bytes)
+  if (places) return places
+  places = []
+  for (let at = bytes.indexOf(unnumbered); at >= 0; at = bytes.indexOf(unnumbered, at + 1))
+    places.push(at)
+  known.set(bytes, places)
+  return places
+}
+
 /** `{ head, pieces, tail }`: in a paced answer each piece is a write of its own, else all go at once. */
 export function answer(wire, stream, scenario, turn) {
   const last = turn * scenario.atOnce >= scenario.calls
@@ -11,8 +40,7 @@ export function answer(wire, stream, scenario, turn) {
     ? []
     : Array.from({ length: scenario.atOnce }, (_, i) => turn * scenario.atOnce + i)
   const tokens = last ? tokensOf(scenario.tokens) : []
-  // Some keep their messages by this id: no two answers of a run share one.
-  const id = `0123456789abcdefghij${String(turn).padStart(4, '0')}`
+  const id = `${unnumbered}${String(turn).padStart(4, '0')}`
   if (!stream) return whole(JSON.stringify(bodies[wire](id, calls, tokens)))
   const { type, first, pieces, rest } = streams[wire](id, calls, tokens)
   const head = Buffer.from(

@@ -32,7 +32,7 @@ export function anthropic(options: AnthropicOptions): wire.HttpProvider {
   if (!apiKey && !given) throw configError(name, 'pass apiKey or set ANTHROPIC_API_KEY')
   const base = (given || 'https://api.anthropic.com').replace(/\/+$/, '').replace(/\/v1$/, '')
   const history = new Memory(toTurns, alternating<Turn>)
-  const offered = new Memory(toTool)
+  const offered = new Memory(toTool, undefined, 1)
   const said = new Last()
   return wire.httpProvider(
     {

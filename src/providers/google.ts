@@ -28,7 +28,7 @@ export function google(options: GoogleOptions): wire.HttpProvider {
   const { model, extra } = options
   const name = options.vertex ? 'gcp.vertex_ai' : 'gcp.gemini'
   const history = new Memory((message: Message) => toContents(message, name, model), merged)
-  const offered = new Memory(toTool, together)
+  const offered = new Memory(toTool, together, 1)
   const google: wire.Wire = {
     name,
     model,

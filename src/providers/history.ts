@@ -28,13 +28,22 @@ export class Written {
 export class Memory<T extends object, W extends object> {
   readonly #expand: (item: T) => W[]
   readonly #merge: ((before: W, after: W) => W | undefined) | undefined
+  readonly #least: number
   /** By the first item: a talk goes on under it. */
   readonly #talks = new WeakMap<T, { steps: Step<W>[]; json: string }>()
 
-  /** `merge` makes one turn of two neighbours, or leaves them two. */
-  constructor(expand: (item: T) => W[], merge?: (before: W, after: W) => W | undefined) {
+  /**
+   * `merge` makes one turn of two neighbours, or leaves them two. A list shorter than `least` is made anew each time:
+   * for a question, its one call and the answer, remembering costs more than it saves.
+   */
+  constructor(
+    expand: (item: T) => W[],
+    merge?: (before: W, after: W) => W | undefined,
+    least = 3,
+  ) {
     this.#expand = expand
     this.#merge = merge
+    this.#least = least
   }
 
   /**
@@ -42,8 +51,9 @@ export class Memory<T extends object, W extends object> {
    * too and however deep, is made anew with all that follows. `finish` changes the last turn.
    */
   of(all: readonly T[], finish?: (last: W) => W): (W | Written)[] {
-    const first = all[0]
+    const [first] = all
     if (!first) return []
+    if (all.length < this.#least) return this.#anew(all, finish)
     const talk = this.#talks.get(first) ?? { steps: [], json: '' }
     const { steps } = talk
     let known = 0
@@ -74,6 +84,21 @@ export class Memory<T extends object, W extends object> {
     if (!finish) return [new Written(joined(before, written(open)))]
     const last = finish(open.turn)
     return before === '' ? [last] : [new Written(before), last]
+  }
+
+  #anew(all: readonly T[], finish: ((last: W) => W) | undefined): W[] {
+    const turns: W[] = []
+    for (const item of all) {
+      for (const turn of this.#expand(item)) {
+        const before = this.#merge && turns.at(-1)
+        const both = before && this.#merge?.(before, turn)
+        if (both) turns[turns.length - 1] = both
+        else turns.push(turn)
+      }
+    }
+    const last = turns.at(-1)
+    if (finish && last) turns[turns.length - 1] = finish(last)
+    return turns
   }
 
   /** Of a talk that may be over. What is never forgotten lives as long as its first item, and longer in the heap. */

@@ -35,7 +35,7 @@ export function ollama(options: OllamaOptions): wire.HttpProvider {
   const { model, extra } = options
   const server = address(options.host || process.env.OLLAMA_HOST || '127.0.0.1')
   const history = new Memory(toMessages)
-  const described = new Memory(toTool)
+  const described = new Memory(toTool, undefined, 1)
 
   const ollama: wire.Wire = {
     name: 'ollama',

@@ -83,7 +83,7 @@ type Chat = ChatOptions & { name: string; model: string; vendor: string }
 export function chatWire(chat: Chat): Omit<wire.Wire, 'url' | 'headers'> {
   const { name, model, extra, promptCacheKey, includeUsage = true } = chat
   const history = new Memory((message: Message) => toMessages(message, chat))
-  const offered = new Memory(toTool)
+  const offered = new Memory(toTool, undefined, 1)
   const said = new Last()
   const { systemRole: role = 'system' } = chat
 

@@ -14,56 +14,44 @@ const mark = '\u2603'
 /** Short streams repeat too little to be worth learning; others may change their shape a few times. */
 const repeatsBefore = 6
 const mostLearned = 3
+/** So many are kept for the streams to come. */
+const mostShared = 3
 
+/** An event that was learned. */
+export interface Shape {
+  json: Record<string, unknown>
+  places: Place[]
+  /** What is written around the places, quotes included. */
+  around: string[]
+}
+
+/** Of one stream. `shared` is what the streams of one model have in common: events without an id are the same in all. */
 export class Repeats {
   readonly #placesOf: PlacesOf | undefined
-  #json: unknown
-  #places: Place[] = []
-  /** What is written around the places, quotes included. */
-  #around: string[] = []
+  readonly #shared: Shape[]
+  /** That of the last event, which is likely to be the next one's. */
+  #shape: Shape | undefined
   #seen = 0
   #learned = 0
 
-  constructor(placesOf: PlacesOf | undefined) {
+  constructor(placesOf: PlacesOf | undefined, shared: Shape[] = []) {
     this.#placesOf = placesOf
+    this.#shared = shared
   }
 
   /** What `JSON.parse` gives, until the next call: an object that came before may come again with other strings. */
   parse(data: string): unknown {
-    if (this.#around.length > 0 && this.#fill(data)) return this.#json
+    if (this.#shape && fill(this.#shape, data)) return this.#shape.json
+    for (const shape of this.#shared)
+      if (shape !== this.#shape && fill(shape, data)) {
+        this.#shape = shape
+        return shape.json
+      }
     const json = JSON.parse(data)
     if (!this.#placesOf || this.#learned === mostLearned) return json
     const places = this.#placesOf(json)
     if (places.length > 0 && ++this.#seen % repeatsBefore === 0) this.#learn(data, json, places)
     return json
-  }
-
-  /** True if `data` is what was learned but for its strings, which are then in `#json`. */
-  #fill(data: string): boolean {
-    const around = this.#around
-    const last = around.length - 1
-    const [head = ''] = around
-    const tail = around[last] ?? ''
-    // startsWith and endsWith look at one character after the other, and take longer than a parse.
-    if (data.slice(0, head.length) !== head || data.slice(-tail.length) !== tail) return false
-    const values: string[] = []
-    let start = head.length
-    try {
-      for (let i = 1; i <= last; i++) {
-        const next = around[i] ?? ''
-        const end = i === last ? data.length - tail.length : data.indexOf(next, start)
-        if (end < start) return false
-        // With its quotes: what is more than one string, or less, throws.
-        values.push(JSON.parse(data.slice(start - 1, end + 1)))
-        start = end + next.length
-      }
-    } catch {
-      return false
-    }
-    this.#places.forEach(([holder, key], i) => {
-      holder[key] = values[i]
-    })
-    return true
   }
 
   #learn(data: string, json: Record<string, unknown>, places: Place[]): void {
@@ -80,9 +68,9 @@ export class Repeats {
     around.push(data.slice(from))
     const marked = around.reduce((text, next, i) => `${text}${mark}${i}${next}`)
     if (data.includes(mark) || !this.#areMarked(marked, places.length)) return
-    this.#around = around
-    this.#places = places
-    this.#json = json
+    this.#shape = { json, places, around }
+    this.#shared.unshift(this.#shape)
+    this.#shared.length = Math.min(this.#shared.length, mostShared)
   }
 
   #areMarked(data: string, count: number): boolean {
@@ -93,6 +81,33 @@ export class Repeats {
       return false
     }
   }
+}
+
+/** True if `data` is what was learned but for its strings, which are then in `json`. */
+function fill({ places, around }: Shape, data: string): boolean {
+  const last = around.length - 1
+  const [head = ''] = around
+  const tail = around[last] ?? ''
+  // startsWith and endsWith look at one character after the other, and take longer than a parse.
+  if (data.slice(0, head.length) !== head || data.slice(-tail.length) !== tail) return false
+  const values: string[] = []
+  let start = head.length
+  try {
+    for (let i = 1; i <= last; i++) {
+      const next = around[i] ?? ''
+      const end = i === last ? data.length - tail.length : data.indexOf(next, start)
+      if (end < start) return false
+      // With its quotes: what is more than one string, or less, throws.
+      values.push(JSON.parse(data.slice(start - 1, end + 1)))
+      start = end + next.length
+    }
+  } catch {
+    return false
+  }
+  places.forEach(([holder, key], i) => {
+    holder[key] = values[i]
+  })
+  return true
 }
 
 function isMarked([holder, key]: Place, i: number): boolean {

@@ -10,7 +10,7 @@ import * as limits from './limits.ts'
 import { EventReader, TooLong } from './lines.ts'
 import type { CompleteOptions, ErrorCode, ModelReply, ModelRequest, Provider } from './provider.ts'
 import { DcafError } from './provider.ts'
-import { type PlacesOf, Repeats } from './repeats.ts'
+import { type PlacesOf, Repeats, type Shape } from './repeats.ts'
 import { toReply } from './reply.ts'
 import { retrying } from './retry.ts'
 
@@ -97,6 +97,7 @@ export function httpProvider(wire: Wire, options: HttpOptions = {}): HttpProvide
   const whole = endpoint(wire.name, wire.url(false), options.allowHttp)
   const streamed = endpoint(wire.name, wire.url(true), options.allowHttp)
   const headers = headersOf(wire, options.headers)
+  const shapes: Shape[] = []
 
   async function complete(request: ModelRequest, how: CompleteOptions = {}): Promise<ModelReply> {
     how.signal?.throwIfAborted()
@@ -121,7 +122,7 @@ export function httpProvider(wire: Wire, options: HttpOptions = {}): HttpProvide
     const { dispatcher } = url
     const body = toJson(wire.render(request, onDelta !== undefined))
     const deadline = clock.now() + timeouts.stepMs
-    const sent = { wire, url, dispatcher, body, request, headers, timeouts }
+    const sent = { wire, url, dispatcher, body, request, headers, timeouts, shapes }
     const call: Call = { ...sent, signal, onDelta, emitted: false }
     const attempt = () => new Exchange(call, deadline - clock.now()).reply
     return retrying(attempt, { retries, emitted: () => call.emitted, deadline, signal, clock })
@@ -160,6 +161,8 @@ interface Call extends CompleteOptions {
   request: ModelRequest
   headers: ReturnType<typeof headersOf>
   timeouts: limits.Timeouts
+  /** Of the model's events. */
+  shapes: Shape[]
   /** Whether anything went downstream. */
   emitted: boolean
 }
@@ -238,7 +241,7 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
 
   onResponseStart(_: Dispatcher.DispatchController, status: number, headers: errors.Headers): void {
     if (status < 200) return
-    const { wire, onDelta } = this.#call
+    const { wire, onDelta, shapes } = this.#call
     this.status = status
     this.#headers = headers
     this.requestId = errors.header(headers, wire.requestIdHeader ?? 'x-request-id')
@@ -252,7 +255,7 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
     if (wire.format === 'sse' && /^(application\/json|text\/html)/.test(type)) return
     this.#reader = new EventReader(wire.format)
     this.#fold = wire.fold(this)
-    this.#repeats = new Repeats(this.#fold.places)
+    this.#repeats = new Repeats(this.#fold.places, shapes)
   }
 
   onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
