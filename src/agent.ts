@@ -3,7 +3,6 @@
 // Beside it, loaded when first needed: facts.ts (events for listeners), interceptors.ts, children.ts (agents as tools),
 // strays.ts (decisions on calls that no state holds), sealing.ts (the state as a client carries it).
 
-import { randomUUID } from 'node:crypto'
 import {
   type Answer,
   type Call,
@@ -30,7 +29,7 @@ import {
   secretsOf,
 } from './mask.ts'
 import * as talk from './messages.ts'
-import { Authority, canonical, sha256 } from './proof.ts'
+import { Authority, canonical, randomId, sha256 } from './proof.ts'
 import {
   DcafError,
   type Message,
@@ -304,7 +303,8 @@ export async function run(
   input: RunInput,
   options: RunOptions = {},
 ): Promise<RunResult> {
-  const self = await prepare(agent, input, options)
+  const preparing = prepare(agent, input, options)
+  const self = preparing instanceof Promise ? await preparing : preparing
   const { desk } = self
   const started = performance.now()
   const limit = desk.signal && lateAfter(desk.signal, 1_000) // a model call may not heed it
@@ -319,7 +319,8 @@ export async function run(
   } catch (error) {
     await fail(self, error)
   }
-  const result = await conclude(self)
+  const ending = isOver(self) ? resultOf(self, []) : conclude(self)
+  const result = ending instanceof Promise ? await ending : ending
   const { stop, usage, error } = result
   const durationMs = performance.now() - started
   self.fact('RunFinished', { stop, usage, durationMs, ...self.stopDetails })
@@ -327,7 +328,8 @@ export async function run(
   desk.over = true
   if (!options.emit) return result
   try {
-    await desk.emit(error ? { type: 'error', error, result } : { type: 'done', result })
+    const told = desk.emit(error ? { type: 'error', error, result } : { type: 'done', result })
+    if (told) await told
   } catch {} // the result is what counts now
   return result
 }
@@ -337,7 +339,8 @@ export async function converse(self: Run): Promise<void> {
   const { limits, state, desk } = self
   for (let turn = 0; !self.stop; turn++) {
     const last = state.messages.at(-1)
-    if (last?.role === 'assistant') await settle(self, last)
+    const calls = last?.role === 'assistant' ? unsettled(self, last) : noCalls
+    if (calls.length > 0) await settle(self, calls)
     if (pendingIn(state) || self.loose.length > 0) self.stop = 'approval'
     else if (self.stop) return
     else if (!last?.parts.length || (last.role === 'assistant' && !last.parts.some(isCall)))
@@ -473,7 +476,8 @@ export class Run {
     this.specs = specs
     this.frozen = agent.frozen ? [...frozen, agent.frozen] : frozen
     this.onDelta = options.emit && path.length === 0 ? (delta) => this.hear(delta.text) : undefined
-    this.listeners = [agent.onEvent ?? [], options.onEvent ?? []].flat()
+    const isHeard = agent.onEvent || options.onEvent
+    this.listeners = isHeard ? [agent.onEvent ?? [], options.onEvent ?? []].flat() : []
     this.scope = {
       ...above.scope,
       limits: this.limits,
@@ -551,13 +555,17 @@ export function authorityOf(store: Store, keys: (string | undefined)[] = []): Au
 
 /** Throws `invalid_argument` for what no request could mend. */
 export function checkAgent(agent: Agent): void {
+  checkParts(agent)
+  limitsOf(agent)
+}
+
+function checkParts(agent: Agent): void {
   if (typeof agent?.name !== 'string' || !agent.name) throw talk.wrong('an agent needs a name')
   if (typeof agent.provider?.complete !== 'function')
     throw talk.wrong(`agent ${agent.name} needs a provider, such as bedrock({ model })`)
   toolsOf(agent)
   for (const key of agent.visibleContext ?? [])
     if (secretKeys.has(key)) throw talk.wrong(`visibleContext names ${key}, which is secret`)
-  limitsOf(agent)
 }
 
 /** Throws for a limit that would be none: NaN holds nothing back. */
@@ -602,19 +610,39 @@ function toolsOf({ name, tools: list = noTools }: Agent): Offered {
   return made
 }
 
-async function prepare(agent: Agent, input: RunInput, options: RunOptions): Promise<Run> {
-  checkAgent(agent)
-  const { principal, grants, signal, hardSignal, bindContext } = options
+/** A promise only where something is waited for: most agents and most states ask for nothing. */
+function prepare(agent: Agent, input: RunInput, options: RunOptions): Run | Promise<Run> {
+  checkParts(agent)
+  const { principal, bindContext } = options
   if (principal !== undefined && (typeof principal !== 'string' || !principal))
     throw talk.wrong('principal must be a text that is not empty')
   const messages = talk.normalized(input.messages)
   const desk = new Desk(input, options)
-  const { platform, session } = desk
-  const bound = (bindContext ? await bindContext(platform) : null) ?? null
+  if (!bindContext && !agent.secrets) return open(agent, input, desk, messages, { bound: null })
+  return given(agent, desk).then((more) => open(agent, input, desk, messages, more))
+}
+
+/** What an approval is bound to besides, and values to mask. */
+type Given = { bound: unknown; secrets?: string[] | undefined }
+
+async function given(agent: Agent, { options, platform, session }: Desk): Promise<Given> {
+  const bound = (await options.bindContext?.(platform)) ?? null
   if (!isJson(bound)) throw talk.wrong('bindContext must return plain JSON: all of it is bound')
-  const authority = authorityOf(options.store ?? defaultStore, options.keys)
-  const secrets = agent.secrets && (await agent.secrets({ platform, session }))
+  const secrets = await agent.secrets?.({ platform, session })
   if (secrets) options.onSecrets?.(secrets)
+  return { bound, secrets }
+}
+
+function open(
+  agent: Agent,
+  { paused }: RunInput,
+  desk: Desk,
+  messages: Message[],
+  { bound, secrets }: Given,
+): Run | Promise<Run> {
+  const { options, platform } = desk
+  const { principal, grants, signal, hardSignal } = options
+  const authority = authorityOf(options.store ?? defaultStore, options.keys)
   const mask = secrets ? masker(secretsOf(platform, secrets)) : maskOf(options.context ?? platform)
   const threadId = options.threadId ?? platform.thread_id
   const scope: Base = {
@@ -629,35 +657,50 @@ async function prepare(agent: Agent, input: RunInput, options: RunOptions): Prom
     grants,
     trustClient: options.trustClient === 'unsafe',
   }
-  let state: RunState | undefined
-  let failure: unknown
-  if (input.paused && typeof input.paused === 'object') state = structuredClone(input.paused)
-  else if (input.paused)
-    try {
-      state = await (await sealing()).openRun(scope, input.paused)
-    } catch (error) {
-      failure = error
-    }
-  const said = messages.filter((m) => m.role === 'user')
-  const spoken = state ? desk.words !== '' : said.some((m) => talk.textOf(m.parts).trim() !== '')
-  scope.askers.push(...(state?.askers ?? []))
-  if (spoken && principal && !scope.askers.includes(principal)) scope.askers.push(principal)
-  const { run_id: given } = platform
-  const adopted = typeof given === 'string' && /^[\w.-]{1,64}$/.test(given) ? given : undefined
-  desk.runId = state?.runId ?? adopted ?? randomUUID()
+  if (!paused) return begin(agent, desk, scope, messages)
+  const begun = (state?: RunState, failure?: unknown) =>
+    begin(agent, desk, scope, messages, { state, failure, ignored: !state })
+  if (typeof paused === 'object') return begun(structuredClone(paused))
+  const opening = sealing().then(({ openRun }) => openRun(scope, paused))
+  return opening.then(begun, (failure) => begun(undefined, failure))
+}
+
+/** `ignored`: what came as a paused run was none. */
+type From = { state: RunState | undefined; failure: unknown; ignored: boolean }
+
+function begin(
+  agent: Agent,
+  desk: Desk,
+  scope: Base,
+  messages: Message[],
+  { state, failure, ignored }: Partial<From> = {},
+): Run | Promise<Run> {
+  const { principal } = scope.who
+  if (state?.askers) scope.askers.push(...state.askers)
+  const hasWords = (m: Message) => m.role === 'user' && talk.textOf(m.parts).trim() !== ''
+  const spoken = principal && (state ? desk.words !== '' : messages.some(hasWords))
+  if (spoken && !scope.askers.includes(principal)) scope.askers.push(principal)
+  const { run_id: asked } = desk.platform
+  const adopted = typeof asked === 'string' && /^[\w.-]{1,64}$/.test(asked) ? asked : undefined
+  desk.runId = state?.runId ?? adopted ?? randomId()
   const fresh = state ?? newState(talk.ours(talk.alternating(messages)), desk.runId)
-  const self = new Run(agent, fresh, { desk, scope }, mask)
-  const equipping = equip(self)
-  if (equipping)
-    await equipping.catch((error) => {
-      failure ??= error
-    })
+  const self = new Run(agent, fresh, { desk, scope }, scope.mask)
   self.resumed = state !== undefined
-  const reason = 'it was not sealed here for this agent, principal, thread and context'
-  if (failure) await fail(self, failure)
-  else if (input.paused && !state) self.fact('PausedRunIgnored', { reason })
-  if (!state && said.length === 1) self.fact('ConversationStarted', {})
-  return self
+  const equipping = equip(self)
+  if (!equipping && !failure) return self // nobody listens
+  return (async () => {
+    try {
+      await equipping
+    } catch (error) {
+      failure ??= error
+    }
+    const reason = 'it was not sealed here for this agent, principal, thread and context'
+    if (failure) await fail(self, failure)
+    else if (ignored) self.fact('PausedRunIgnored', { reason })
+    const isFirst = messages.filter((m) => m.role === 'user').length === 1
+    if (!state && isFirst) self.fact('ConversationStarted', {})
+    return self
+  })()
 }
 
 /** `above`: what it gets from the one that asked for it. */
@@ -797,11 +840,11 @@ async function sayLines({ desk }: Run): Promise<void> {
 
 type Turn = Extract<Message, { role: 'assistant' }>
 
+const noCalls: Call[] = []
+
 /** Every call of the last reply gets its one result, or waits for a person. */
-async function settle(self: Run, last: Turn): Promise<void> {
+async function settle(self: Run, calls: Call[]): Promise<void> {
   const { desk } = self
-  const calls = unsettled(self, last)
-  if (calls.length === 0) return
   const judged = calls.map((call) => propose(self, call))
   const isSlow = judged.some((one) => one instanceof Promise)
   const proposals = (isSlow ? await Promise.all(judged) : judged) as Proposal[]
@@ -1005,9 +1048,8 @@ async function think(self: Run): Promise<ModelReply> {
     const { requestId } = (raw ?? {}) as { requestId?: string }
     modelCalled(self, request, { usage, finishReason, requestId, raw })
   }
-  const parts: Part[] = []
-  for (const part of reply.parts) parts.push(part.type === 'tool_call' ? talk.renamed(part) : part)
-  reply = { ...reply, parts }
+  const parts = reply.parts.map((p) => (p.type === 'tool_call' ? talk.renamed(p) : p))
+  reply = { parts, finishReason, usage, raw }
   const live = onDelta && (!around || around.piece)
   const unsaid = live && !self.hasStreamed ? talk.textOf(parts) : ''
   if (unsaid) await self.hear(unsaid)
@@ -1103,10 +1145,15 @@ async function fail(self: Run, error: unknown): Promise<void> {
   self.stop = self.error.code === 'aborted' ? 'aborted' : 'error'
 }
 
+/** Nothing is left to be said, and nothing waits. */
+function isOver({ desk, loose, state, stop, text }: Run): boolean {
+  if (desk.lines.length > 0 || loose.length > 0 || pendingIn(state)) return false
+  return stop !== 'limit' || text !== ''
+}
+
 async function conclude(self: Run): Promise<RunResult> {
-  const { desk, state, scope, agent } = self
+  const { desk, state, agent } = self
   if (desk.lines.length > 0) await sayLines(self).catch((error) => fail(self, error))
-  if (scope.askers.length > 0) state.askers = [...scope.askers]
   const calls = pendingIn(state) ? [...waiting(self)].map(({ call }) => call) : []
   const pending = [...calls, ...self.loose].map((call) => shown(agent, call))
   if (pending.length > 0 && self.stop === 'approval') {
@@ -1116,14 +1163,30 @@ async function conclude(self: Run): Promise<RunResult> {
   // An empty answer would look like a fault of the client's.
   if (self.stop === 'limit' && !self.text)
     await Promise.resolve(utter(self, atLimit)).catch(() => {})
-  const { executed, session, usage } = desk
-  const { text, stop = 'end', error } = self
-  const needsApproval = pending.length > 0
-  const said = { text, stop, needsApproval, pending, executed }
-  const result: RunResult = { ...said, session, state, usage, runId: state.runId }
+  const result = resultOf(self, pending)
   const seal = async () => (await sealing()).sealRun(self, calls)
   const paused = calls.length > 0 ? await seal().catch(() => undefined) : undefined
   if (paused) result.paused = paused
+  return result
+}
+
+function resultOf(self: Run, pending: PendingCall[]): RunResult {
+  const { desk, state, scope, text, stop = 'end', error } = self
+  const { executed, session, usage } = desk
+  if (scope.askers.length > 0) state.askers = [...scope.askers]
+  const needsApproval = pending.length > 0
+  const { runId } = state
+  const result: RunResult = {
+    text,
+    stop,
+    needsApproval,
+    pending,
+    executed,
+    session,
+    state,
+    usage,
+    runId,
+  }
   if (error) result.error = error
   return result
 }
@@ -1169,7 +1232,7 @@ function shown(agent: Agent, call: Call): PendingCall {
 
 // ---------------------------------------------------------------- small words
 
-export function newState(messages: Message[] = [], runId: string = randomUUID()): RunState {
+export function newState(messages: Message[] = [], runId: string = randomId()): RunState {
   return { runId, messages, calls: [], kept: [], rejected: {} }
 }
 function pendingIn(state: RunState): boolean {

@@ -487,7 +487,12 @@ function pathOf(req: IncomingMessage): string {
 /** The same shape as the handler's own errors. */
 function refuse(res: ServerResponse, status: number, code: ErrorCode, detail: string): true {
   if (res.headersSent || res.destroyed) return true
-  const problem = { detail, code, retryable: status === 503, request_id: crypto().randomUUID() }
+  const problem = {
+    detail,
+    code,
+    retryable: status === 503,
+    request_id: crypto().randomBytes(16).toString('hex'),
+  }
   if (status === 503) res.setHeader('retry-after', 1)
   res.setHeader('x-request-id', problem.request_id)
   res.writeHead(status, { 'content-type': 'application/json', 'cache-control': 'no-store' })

@@ -2,7 +2,6 @@
 // starts nothing, listens on nothing. The handler resolves to false, having touched nothing, where a path is not its own.
 // Covers: body and time limits, back-pressure, one terminal event, who asks. Does not cover: TLS, CORS, Host (door.ts).
 
-import { randomUUID } from 'node:crypto'
 import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:http'
 import { inspect } from 'node:util'
 import {
@@ -21,6 +20,7 @@ import {
 import type { Decision, Grants } from './approval.ts'
 import { type Mask, masker, maskJson, maskOf, secretKeys, secretsOf, unsound } from './mask.ts'
 import { dataBlock } from './messages.ts'
+import { randomId } from './proof.ts'
 import * as wire from './protocol.ts'
 import { DcafError, type ErrorCode, noUsage } from './providers/provider.ts'
 import { Session } from './session.ts'
@@ -251,7 +251,7 @@ class Ask implements At {
     this.door = door
     this.res = res
     this.agent = door.agent.name
-    this.requestId = isPlainId(given) ? given : randomUUID()
+    this.requestId = isPlainId(given) ? given : randomId()
   }
 
   stop(reason: DcafError): void {

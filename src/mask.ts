@@ -218,8 +218,14 @@ function lengthOf(texts: Iterable<string>): number {
 
 const made = new WeakMap<object, { given: Set<string>; mask: Mask }>()
 
+function mayHoldSecrets(context: Record<string, unknown>): boolean {
+  for (const key of secretKeys) if (context[key] !== undefined) return true
+  return false
+}
+
 /** `masker` of a context's secrets, made once for as long as they stay what they are. */
 export function maskOf(context: object): Mask {
+  if (!mayHoldSecrets(context as Record<string, unknown>)) return same
   const given = givenIn(context)
   if (given.size === 0) return same
   const known = made.get(context)

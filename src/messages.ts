@@ -13,7 +13,8 @@ type Assistant = Extract<Message, { role: 'assistant' }>
 
 /** Our words for what the caller wrote. Throws for a system message: instructions belong to the agent's `system`. */
 export function normalized(messages: Messages): Message[] {
-  if (typeof messages === 'string') return normalized([{ role: 'user', content: messages }])
+  if (typeof messages === 'string')
+    return [{ role: 'user', parts: messages.trim() ? [textPart(messages)] : [] }]
   if (!Array.isArray(messages)) throw wrong('messages must be a text or an array of messages')
   const reports: string[] = []
   return messages.map((message, index): Message => {
@@ -101,8 +102,10 @@ function sound(value: unknown): unknown {
   if (Object.getPrototypeOf(value) !== Object.prototype)
     return sound(JSON.parse(JSON.stringify(value)))
   const copy: Record<string, unknown> = {}
-  for (const [key, inner] of Object.entries(value))
+  for (const key in value) {
+    const inner = (value as Record<string, unknown>)[key]
     if (inner !== undefined) define(copy, key.toWellFormed(), sound(inner))
+  }
   return copy
 }
 /** `copy.__proto__ = x` would set a prototype. */

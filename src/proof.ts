@@ -20,14 +20,27 @@ export type Id = { nonce: string; kid: string; expires: number; shown: string; m
 /** What the MAC covers besides the id itself. */
 export type Bound = { agent: string; path: string[]; name: string; input: unknown; who: unknown[] }
 
-/** 96 random bits, cut from a block: asking the system for each would cost more than the rest of a call. */
+/** 96 random bits. */
 export function nonce(): string {
-  if (unused.length === 0) unused = crypto.randomBytes(1536)
-  const made = `tc_${unused.toString('base64url', 0, 12)}`
-  unused = unused.subarray(12)
-  return made
+  return `tc_${random(12, 'base64url')}`
 }
-let unused = Buffer.alloc(0)
+/** 128 random bits, for a run or a request: as OpenTelemetry writes a trace's id. */
+export function randomId(): string {
+  return random(16, 'hex')
+}
+/** Cut from a block: asking the system for each would cost more than the rest of a call. */
+function random(bytes: number, encoding: 'base64url' | 'hex'): string {
+  if (used + bytes > block.length) {
+    block = crypto.randomBytes(1536)
+    used = 0
+  }
+  const end = used + bytes
+  const text = block.toString(encoding, used, end)
+  used = end
+  return text
+}
+let block = Buffer.alloc(0)
+let used = 0
 
 const idPattern = /^(tc_[\w-]{16})\.([\w-]{4})\.([1-9a-z][0-9a-z]{0,7})\.([\w-]{16})\.([\w-]{22})$/
 

@@ -59,6 +59,7 @@ const allowed: Record<string, string[]> = {
     'log',
     'mask',
     'messages',
+    'proof',
     'protocol',
     'router',
     'session',

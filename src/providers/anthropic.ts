@@ -90,26 +90,38 @@ function toTool({ name, description, input }: ToolSpec): Block[] {
 
 /** The turn and, as a user turn that is joined to the next, all results of its calls. */
 function toTurns(message: Message): Turn[] {
-  const content = message.parts.flatMap((part, i) => toBlock(part, message, message.parts[i - 1]))
-  // A turn that was cut in the middle of thinking holds nothing else, and the API refuses it.
-  const isEmpty = content.every((block) => /^(redacted_)?thinking$/.test(block.type))
+  const content: Block[] = []
+  let isEmpty = true
+  let before: Part | undefined
+  for (const part of message.parts) {
+    const block = toBlock(part, message, before)
+    before = part
+    if (!block) continue
+    content.push(block)
+    // A turn that was cut in the middle of thinking holds nothing else, and the API refuses it.
+    if (block.type !== 'thinking' && block.type !== 'redacted_thinking') isEmpty = false
+  }
   const turns: Turn[] = isEmpty ? [] : [{ role: message.role, content }]
   if (message.role === 'user' || message.results.length === 0) return turns
   const results = message.results.map(({ callId, outcome, content }) => {
     const result = { type: 'tool_result', tool_use_id: callId, content }
     return outcome === 'ok' ? result : { ...result, is_error: true }
   })
-  return [...turns, { role: 'user', content: results }]
+  turns.push({ role: 'user', content: results })
+  return turns
 }
 
-function toBlock(part: Part, message: Message, before: Part | undefined): Block[] {
+/** Nothing for what is not to be sent. */
+function toBlock(part: Part, message: Message, before: Part | undefined): Block | undefined {
   // The API refuses blank texts.
-  if (part.type === 'text') return part.text.trim() ? [{ type: 'text', text: part.text }] : []
-  if (part.type === 'file') return [toFile(part, message)]
+  if (part.type === 'text') return part.text.trim() ? { type: 'text', text: part.text } : undefined
+  if (part.type === 'file') return toFile(part, message)
   const isOurs = part.type === 'opaque' && part.provider === name && !callerOf(part)
-  if (part.type === 'opaque') return isOurs ? [part.data as Block] : []
-  const input = inputObject(part.input)
-  return [{ type: 'tool_use', id: part.id, name: part.name, input, ...callerOf(before) }]
+  if (part.type === 'opaque') return isOurs ? (part.data as Block) : undefined
+  const { id, name: called } = part
+  const use: Block = { type: 'tool_use', id, name: called, input: inputObject(part.input) }
+  const caller = callerOf(before)
+  return caller ? { ...use, ...caller } : use
 }
 
 /** Who asked for a call, when it was code at Anthropic's: kept in an opaque part of its own before the call. */
@@ -147,28 +159,35 @@ const reasons: Record<string, FinishReason> = {
   refusal: 'content_filter',
 }
 
+/** Of a message: what a reply says in our words, and what must not be copied. */
+const ours = new Set(['content', 'type', 'role', 'stop_reason', '__proto__'])
+
 /** From a whole Message object; `fold` puts a streamed one together to the same shape, with calls' input as text. */
 function toReply(message: Block, answer: wire.Answer): ModelReply {
   if (message.error) throw answer.refuse(message)
-  const { content, type, role, stop_reason, ...rest } = message
+  const { content, stop_reason } = message
   const finishReason = reasons[stop_reason] ?? 'stop'
   const opaque = (data: unknown): Part => ({ type: 'opaque', provider: name, data })
-  const parts = (content as Block[]).flatMap((block, i, { length }): Part[] => {
-    if (block.type === 'text') return [{ type: 'text', text: string(block.text) }]
-    if (block.type !== 'tool_use') return [opaque(block)]
-    const { id, caller } = block
-    const input = toolInput(block.input, finishReason === 'length' && i === length - 1)
-    const call: Part = { type: 'tool_call', id, name: string(block.name), input }
-    return caller && caller.type !== 'direct' ? [opaque({ caller }), call] : [call]
-  })
-  const counts = rest.usage ?? {}
+  const parts: Part[] = []
+  for (const block of content as Block[]) {
+    const { type, id, caller } = block
+    if (type === 'text') parts.push({ type, text: string(block.text) })
+    if (type !== 'text' && type !== 'tool_use') parts.push(opaque(block))
+    if (type !== 'tool_use') continue
+    const isCut = finishReason === 'length' && block === content.at(-1)
+    if (caller && caller.type !== 'direct') parts.push(opaque({ caller }))
+    const input = toolInput(block.input, isCut)
+    parts.push({ type: 'tool_call', id, name: string(block.name), input })
+  }
+  const counts = message.usage ?? {}
   const usage = toUsage(
     counts.input_tokens,
     counts.output_tokens,
     counts.cache_read_input_tokens,
     counts.cache_creation_input_tokens,
   )
-  const raw = { finishReason: stop_reason, requestId: answer.requestId, ...rest }
+  const raw: Block = { finishReason: stop_reason, requestId: answer.requestId }
+  for (const key in message) if (!ours.has(key)) raw[key] = message[key]
   return replyOf({ parts, finishReason, usage, raw })
 }
 
@@ -195,9 +214,11 @@ function fold(answer: wire.Answer): wire.Fold {
         if (json.content_block.type === 'text') return string(json.content_block.text)
       } else if (type === 'message_start') {
         if (message.content.length) throw new TypeError('begun twice')
-        message = { ...json.message, content: [] }
+        message = json.message ?? {}
+        message.content = []
       } else if (type === 'message_delta') {
-        message = Object.assign(message, delta, { usage: { ...message.usage } })
+        for (const key in delta) message[key] = delta[key]
+        message.usage ??= {}
         // Repeats whole counts, not increments; older servers leave most of them out.
         for (const key in json.usage) {
           if (json.usage[key] !== null) message.usage[key] = json.usage[key]

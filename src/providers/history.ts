@@ -36,11 +36,7 @@ export class Memory<T extends object, W extends object> {
    * `merge` makes one turn of two neighbours, or leaves them two. A list shorter than `least` is made anew each time:
    * for a question, its one call and the answer, remembering costs more than it saves.
    */
-  constructor(
-    expand: (item: T) => W[],
-    merge?: (before: W, after: W) => W | undefined,
-    least = 3,
-  ) {
+  constructor(expand: (item: T) => W[], merge?: (before: W, after: W) => W | undefined, least = 3) {
     this.#expand = expand
     this.#merge = merge
     this.#least = least
@@ -138,21 +134,26 @@ export function instructions({
   system,
   cache,
 }: ModelRequest): { text: string; isPoint: boolean }[] {
-  const blocks = system.filter((block) => block.text.trim() !== '')
-  const points = blocks.filter((block) => block.cache).slice(-2)
-  if (cache && points.length === 0) points.push(...blocks.slice(-1))
-  return blocks.map((block) => ({ text: block.text, isPoint: points.includes(block) }))
+  const blocks: { text: string; isPoint: boolean }[] = []
+  for (const { text, cache } of system) {
+    if (text.trim() !== '') blocks.push({ text, isPoint: cache === true })
+  }
+  const last = blocks.at(-1)
+  const points = blocks.filter((block) => block.isPoint)
+  for (const early of points.slice(0, -2)) early.isPoint = false
+  if (cache && points.length === 0 && last) last.isPoint = true
+  return blocks
 }
 
 /** JSON of a body; half a surrogate pair, which vendors answer with 400, becomes a replacement character. */
 export function toJson(body: Record<string, unknown>): string {
   let text = ''
-  for (const key of Object.keys(body)) {
+  for (const key in body) {
     const value = body[key]
     const json = Array.isArray(value) ? listOf(value) : wellFormed(value)
-    if (json !== undefined) text = joined(text, `${JSON.stringify(key)}:${json}`)
+    if (json !== undefined) text += `${text === '' ? '{' : ','}${JSON.stringify(key)}:${json}`
   }
-  return `{${text}}`
+  return text === '' ? '{}' : `${text}}`
 }
 
 function listOf(elements: unknown[]): string {
@@ -174,6 +175,7 @@ function joined(list: string, next: string): string {
 
 /** JSON.stringify writes half a surrogate pair as `\udXXX`. */
 function wellFormed(value: unknown): string | undefined {
+  if (typeof value === 'boolean') return `${value}`
   const text = JSON.stringify(value) as string | undefined
   if (!text?.includes('\\ud')) return text
   return text.replace(/\\(\\|ud[89a-f][0-9a-f]{2})/g, (all) => (all === '\\\\' ? all : '\ufffd'))
