@@ -145,7 +145,7 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
     authenticate: { value: options.authenticate },
     drain: { value: () => drain(door) },
     draining: { get: () => door.draining },
-    active: { get: () => door.live.size },
+    active: { get: () => door.live.length },
     abortAll: { value: (hard = false) => abortAll(door, hard) },
   }
   return Object.defineProperties(handler, controls) as ChatHandler
@@ -156,7 +156,7 @@ function drain(door: Door): void {
 }
 
 function abortAll(door: Door, hard: boolean): void {
-  for (const ask of door.live) ask.stop(shuttingDown())
+  for (const ask of [...door.live]) ask.stop(shuttingDown())
   if (!hard) return
   door.hard.abort(shuttingDown())
   door.hard = new AbortController()
@@ -180,12 +180,13 @@ function doorOf(agent: Agent | AgentFunction, options: ChatOptions) {
     shared: { store, keys, bindContext, grants, trustClient, limits: options.limits },
     /** After its signal a run may go on for so long: an approved tool finishes. */
     lastMs: 1_000 + Math.max(limits.toolMs, ...timeoutsOf(agent)),
-    live: new Set<Ask>(),
+    /** A list: what a Set no longer holds, its old tables still keep from the garbage collector's quick rounds. */
+    live: [] as Ask[],
     /** Of all that is under way: stops approved tools too. */
     hard: new AbortController(),
     draining: false,
     /** Requests whose body is read and whose run is under way: a slow sender takes no place. */
-    admitted: new Set<Ask>(),
+    admitted: 0,
     /** Bytes of bodies under way, as far as they count. */
     bodies: 0,
     // What only some ask for is loaded once, here; where a file does not load, no request that needs it is answered.
@@ -235,6 +236,9 @@ class Ask implements At {
   readonly signal = this.#end.signal
   /** Told once why the request ends early. */
   onStop: ((reason: DcafError) => void) | undefined
+  /** Its place among those under way. */
+  at = -1
+  isAdmitted = false
   requestId: string
   principal: string | undefined
   threadId: string | undefined
@@ -315,7 +319,7 @@ async function serve(ask: Ask, streams: boolean): Promise<void> {
   const timer = setTimeout(() => ask.stop(reached('requestMs', limits)), limits.requestMs)
   const onClose = () => res.writableFinished || ask.stop(gone())
   res.on('close', onClose)
-  live.add(ask)
+  ask.at = live.push(ask) - 1
   try {
     if (res.destroyed) throw gone()
     if (door.draining) throw shuttingDown()
@@ -326,8 +330,7 @@ async function serve(ask: Ask, streams: boolean): Promise<void> {
   } finally {
     clearTimeout(timer)
     res.off('close', onClose)
-    live.delete(ask)
-    door.admitted.delete(ask)
+    leave(ask)
   }
 }
 
@@ -353,7 +356,14 @@ function reached(limit: keyof typeof limitWords, limits: ChatLimits): DcafError 
 }
 
 function admit({ admitted, limits }: Door): void {
-  if (admitted.size >= limits.concurrent) throw reached('concurrent', limits)
+  if (admitted >= limits.concurrent) throw reached('concurrent', limits)
+}
+
+function leave({ door, at, isAdmitted }: Ask): void {
+  const last = door.live.pop() as Ask
+  if (last.at !== at) door.live[at] = last
+  last.at = at
+  if (isAdmitted) door.admitted--
 }
 
 /** Throws where nothing ran that the client was not told of. */
@@ -369,7 +379,8 @@ async function answer(ask: Ask, streams: boolean): Promise<void> {
   }
   const body = parse(await readBody(ask), limits)
   admit(door)
-  door.admitted.add(ask)
+  door.admitted++
+  ask.isAdmitted = true
   const thread = wire.readThread(body, limits.messages)
   const last = thread.at(-1) as (typeof thread)[number]
   const items = wire.readItems(last.message, last.index, limits.decisions)

@@ -178,6 +178,7 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
   readonly #call: Call
   readonly #done = Promise.withResolvers<ModelReply>()
   readonly #watch: limits.Watch
+  #onAbort: (() => void) | undefined
   #controller: Dispatcher.DispatchController | undefined
   #sent: Sent = none
   #headers: errors.Headers = none
@@ -201,7 +202,11 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
     this.#call = call
     this.reply = this.#done.promise
     const { wire, url, timeouts, signal, headers } = call
-    signal?.addEventListener('abort', this, once)
+    if (signal) {
+      // A function: an object with handleEvent would keep all of this from the garbage collector's quick rounds.
+      this.#onAbort = () => this.#fail(signal.reason)
+      signal.addEventListener('abort', this.#onAbort)
+    }
     this.#watch = new limits.Watch(timeouts, stepMs, (option) => {
       const late = limits.timeoutError(wire.name, url.host, option, timeouts[option])
       this.#fail(this.status >= 400 ? this.#statusError() : late)
@@ -284,6 +289,7 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
   }
 
   onResponseError(_: Dispatcher.DispatchController | undefined, error: Error): void {
+    if (this.#settled) return
     if (this.#fold?.done) this.onResponseEnd()
     else this.#fail(this.status >= 400 ? this.#statusError() : this.#connectionError(error))
   }
@@ -361,7 +367,8 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
       const text = isTold ? '' : textOf(this.#made)
       if (text !== '' && this.#waits(text)) return
     }
-    if (this.#settle()) this.#done.resolve(this.#made)
+    const made = this.#made
+    if (this.#settle()) this.#done.resolve(made)
   }
 
   #parse(json: unknown): ModelReply {
@@ -442,11 +449,6 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
     return errors.notAnswered(cause, this.fail.bind(this), late)
   }
 
-  /** Of the signal: it was aborted. */
-  handleEvent(): void {
-    this.#fail(this.#call.signal?.reason)
-  }
-
   #fail(error: unknown): void {
     if (this.#settle()) this.#done.reject(error)
   }
@@ -457,14 +459,20 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
     this.#settled = true
     this.#watch.stop()
     if (this.#grace) clearTimeout(this.#grace)
-    this.#call.signal?.removeEventListener('abort', this)
+    if (this.#onAbort) this.#call.signal?.removeEventListener('abort', this.#onAbort)
     this.#controller?.abort(gone) // no effect on an answer that has ended
+    // Whoever still knows of this exchange must not keep what it read.
+    this.#controller = undefined
+    this.#reader = undefined
+    this.#fold = undefined
+    this.#repeats = undefined
+    this.#made = undefined
+    this.#pieces.length = 0
     return true
   }
 }
 
 const gone = new Error('no longer wanted')
-const once = { once: true }
 const none = {}
 
 function textOf({ parts }: ModelReply): string {
