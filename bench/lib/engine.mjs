@@ -327,11 +327,12 @@ async function httpFigures(bench, entry) {
       const child = new Child('service.mjs', [name, `${bench.mockUrl}/t50`])
       running.set(name, { child, port: (await child.hear()).port, taken: [] })
     }
+    const path = stream ? '/api/chat-stream' : '/api/chat'
+    await sameOnTheWire([...running.values()], path, body)
     for (let i = -1; i < bench.repetitions; i++)
       for (const name of i % 2 ? names.toReversed() : names) {
         const { child, port, taken } = running.get(name)
         await child.ask('begin')
-        const path = stream ? '/api/chat-stream' : '/api/chat'
         const { requests, wallMs } = await load({
           port,
           path,
@@ -359,6 +360,32 @@ async function httpFigures(bench, entry) {
       }),
     ),
   }))
+}
+
+/** Whoever says less would be cheaper: headers and fields of all services must be the same. */
+async function sameOnTheWire(services, path, body) {
+  const seen = []
+  for (const { port } of services) {
+    const headers = { 'content-type': 'application/json' }
+    const url = `http://127.0.0.1:${port}${path}`
+    const answer = await fetch(url, { method: 'POST', headers, body })
+    const lines = (await answer.text()).trim().split('\n')
+    const names = [...answer.headers.keys()].sort()
+    seen.push(JSON.stringify([names, ...lines.map((line) => shapeOf(JSON.parse(line)))]))
+  }
+  if (seen.some((shape) => shape !== seen[0]))
+    throw new Error(`the services do not answer alike:\n${seen.join('\n')}`)
+}
+
+/** Its keys, however deep, in alphabetical order; lists with what is in them, of all else the type. */
+function shapeOf(value) {
+  if (Array.isArray(value)) return value.map(shapeOf)
+  if (typeof value !== 'object' || value === null) return typeof value
+  return Object.fromEntries(
+    Object.keys(value)
+      .sort()
+      .map((key) => [key, shapeOf(value[key])]),
+  )
 }
 
 /** Every answer is looked at, every 16th is read in full. */

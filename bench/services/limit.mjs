@@ -1,5 +1,7 @@
-// The limit of a chat endpoint: bare node:http, one model call by hand over undici, the same answers on the wire.
+// The limit of a chat endpoint: bare node:http, one model call by hand over undici. It answers with the same words on the
+// wire, header by header and field by field (engine.mjs compares them), and checks, limits and knows nothing else.
 
+import { randomUUID } from 'node:crypto'
 import { createServer } from 'node:http'
 import { fromRoot } from '../lib/root.mjs'
 import { lookup, model, system } from '../lib/scenario.mjs'
@@ -18,7 +20,8 @@ export function serve(base) {
     let text = ''
     req.setEncoding('utf8')
     for await (const piece of req) text += piece
-    const messages = JSON.parse(text).messages.map(({ role, content }) => ({ role, content }))
+    const { messages: said, thread_id } = JSON.parse(text)
+    const messages = said.map(({ role, content }) => ({ role, content }))
     messages.unshift({ role: 'system', content: system })
     const body = JSON.stringify(
       stream
@@ -26,22 +29,35 @@ export function serve(base) {
         : { model, messages, tools },
     )
     const answer = await request(url, { method: 'POST', headers, body, dispatcher })
-    await (stream ? relay(answer.body, res) : whole(answer.body, res))
+    await (stream ? relay(answer.body, res, { thread_id }) : whole(answer.body, res, { thread_id }))
   })
 }
 
-async function whole(body, res) {
+const common = { 'cache-control': 'no-store', 'x-content-type-options': 'nosniff' }
+
+async function whole(body, res, request_context) {
   const { choices, usage } = await body.json()
   const { content } = choices[0].message
-  res.writeHead(200, { 'content-type': 'application/json' })
-  res.end(
-    JSON.stringify({
-      role: 'assistant',
-      content,
-      data: { ...lists, session: {} },
-      meta_data: meta(usage),
-    }),
-  )
+  const text = JSON.stringify({
+    role: 'assistant',
+    content,
+    data: { ...lists, url_configs: [], user_file_uploads: [], session: {} },
+    meta_data: {
+      ...meta(usage, request_context),
+      is_complete: true,
+      stop_reason: 'end',
+    },
+    timestamp: new Date().toISOString(),
+    user: null,
+    agent: { name: 'bench', id: 'bench' },
+  })
+  res.writeHead(200, {
+    'content-type': 'application/json',
+    'content-length': Buffer.byteLength(text),
+    ...common,
+    'x-request-id': randomUUID(),
+  })
+  res.end(text)
 }
 
 const lists = {
@@ -53,17 +69,27 @@ const lists = {
   executed_cmds: [],
 }
 
-function meta(usage) {
-  const { prompt_tokens: input_tokens, completion_tokens: output_tokens } = usage
+function meta({ prompt_tokens, completion_tokens, prompt_tokens_details }, request_context) {
   return {
+    run_id: randomUUID(),
     has_pending_approvals: false,
-    stop_reason: 'end',
-    usage: { input_tokens, output_tokens },
+    usage: {
+      input_tokens: prompt_tokens,
+      output_tokens: completion_tokens,
+      cache_read_tokens: prompt_tokens_details.cached_tokens,
+      cache_write_tokens: 0,
+    },
+    request_context,
   }
 }
 
-async function relay(body, res) {
-  res.writeHead(200, { 'content-type': 'application/x-ndjson', 'cache-control': 'no-store' })
+async function relay(body, res, request_context) {
+  res.writeHead(200, {
+    'content-type': 'application/x-ndjson',
+    'x-accel-buffering': 'no',
+    ...common,
+    'x-request-id': randomUUID(),
+  })
   body.setEncoding('utf8')
   let rest = ''
   let last
@@ -80,7 +106,6 @@ async function relay(body, res) {
     }
     if (out) res.write(out)
   }
-  res.end(
-    `${JSON.stringify({ type: 'done', stop_reason: 'end', meta_data: { session: {}, ...meta(last) } })}\n`,
-  )
+  const meta_data = { session: {}, ...meta(last, request_context) }
+  res.end(`${JSON.stringify({ type: 'done', stop_reason: 'end', meta_data })}\n`)
 }
