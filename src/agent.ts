@@ -307,8 +307,7 @@ export async function run(
   const self = preparing instanceof Promise ? await preparing : preparing
   const { desk } = self
   const started = performance.now()
-  const limit = desk.signal && lateAfter(desk.signal, 1_000) // a model call may not heed it
-  desk.late = limit?.late
+  if (desk.signal) desk.late = new Late(desk.signal, 1_000) // a model call may not heed it
   try {
     const isHeard = self.resumed || desk.decisions.size > 0 || input.proposed?.length
     if (isHeard && !self.error) await hear(self, input)
@@ -324,7 +323,7 @@ export async function run(
   const { stop, usage, error } = result
   const durationMs = performance.now() - started
   self.fact('RunFinished', { stop, usage, durationMs, ...self.stopDetails })
-  limit?.end()
+  desk.late?.end()
   desk.over = true
   if (!options.emit) return result
   try {
@@ -351,7 +350,7 @@ export async function converse(self: Run): Promise<void> {
     const said = desk.modelCalls++ > 0 && status(self, { type: 'thinking' })
     if (said) await said
     const work = think(self)
-    const { parts, finishReason } = await (desk.late ? Promise.race([work, desk.late]) : work)
+    const { parts, finishReason } = await (desk.late ? desk.late.of(work) : work)
     if (parts.length === 0) self.stop = 'end'
     else state.messages.push({ role: 'assistant', parts, results: [] })
     if (finishReason === 'length' || finishReason === 'content_filter') {
@@ -388,8 +387,7 @@ export class Desk {
   children: Map<string, Run> | undefined
   /** What stopped a child and stops the run. */
   fatal?: DcafError
-  /** Rejects a moment after the signal. */
-  late: Promise<never> | undefined
+  late: Late | undefined
   over = false
   #deaf = false
 
@@ -1269,31 +1267,40 @@ function decisionsOf(list: Decision[]): Map<string, Decision> {
   return decisions
 }
 
-/** Rejects with the reason of `signal`, `graceMs` after it; until `end`. */
-function lateAfter(signal: AbortSignal, graceMs: number): { late: Promise<never>; end(): void } {
-  const { promise: late, reject } = Promise.withResolvers<never>()
-  late.catch(() => {})
-  let timer: NodeJS.Timeout | undefined
-  const onAbort = () => {
-    timer = setTimeout(() => reject(aborted(signal)), graceMs)
-  }
-  const end = () => {
-    signal.removeEventListener('abort', onAbort)
-    clearTimeout(timer)
-  }
-  signal.addEventListener('abort', onAbort)
-  if (signal.aborted) onAbort()
-  return { late, end }
-}
+/** Gives up on work that does not heed `signal`, `graceMs` after it; until `end`. */
+class Late {
+  readonly #signal: AbortSignal
+  readonly #graceMs: number
+  readonly #waiting: ((reason: DcafError) => void)[] = []
+  #timer: NodeJS.Timeout | undefined
+  #isLate = false
 
-/** What `work` gives, or the reason of `signal`, which whoever works may not heed, `graceMs` after it. */
-export async function inTime<T>(
-  work: T | Promise<T>,
-  signal: AbortSignal,
-  graceMs = 0,
-): Promise<T> {
-  const { late, end } = lateAfter(signal, graceMs)
-  return Promise.race([work, late]).finally(end)
+  constructor(signal: AbortSignal, graceMs: number) {
+    this.#signal = signal
+    this.#graceMs = graceMs
+    signal.addEventListener('abort', this.#onAbort)
+    if (signal.aborted) this.#onAbort()
+  }
+
+  readonly #onAbort = (): void => {
+    this.#timer = setTimeout(() => {
+      this.#isLate = true
+      for (const reject of this.#waiting) reject(aborted(this.#signal))
+    }, this.#graceMs)
+  }
+
+  of<T>(work: Promise<T>): Promise<T> {
+    return new Promise((resolve, reject) => {
+      work.then(resolve, reject)
+      if (this.#isLate) reject(aborted(this.#signal))
+      else this.#waiting.push(reject)
+    })
+  }
+
+  end(): void {
+    this.#signal.removeEventListener('abort', this.#onAbort)
+    clearTimeout(this.#timer)
+  }
 }
 
 function aborted(signal: AbortSignal | undefined): DcafError {

@@ -122,23 +122,15 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
     [`${basePath}/sendMessageStream`, 'stream'],
   ])
 
-  async function handler(req: IncomingMessage, res: ServerResponse): Promise<boolean> {
-    const [path = '', query] = (req.url ?? '').split('?', 2)
+  function handler(req: IncomingMessage, res: ServerResponse): Promise<boolean> {
+    const url = req.url ?? ''
+    const query = url.indexOf('?')
+    const path = query < 0 ? url : url.slice(0, query)
     const route = routes.get(path)
-    if (!route) return false
-    const ask = new Ask(door, res)
-    if (door.log && route !== 'health') ask.log = await door.log // no request outruns it
-    const methods = route === 'health' ? ['GET', 'HEAD'] : ['POST']
-    if (!methods.includes(`${req.method}`)) {
-      const allow = methods.join(', ')
-      const problem = new DcafError('invalid_request', `Use ${allow} here.`)
-      sendJson(ask, 405, problemOf(problem, ask.requestId), { allow })
-    } else if (route === 'health') {
-      const ready = !(door.draining && new URLSearchParams(query).has('ready'))
-      sendJson(ask, ready ? 200 : 503, { status: ready ? 'ok' : 'draining' })
-    } else await serve(ask, route === 'stream')
-    ask.log?.request(ask, path)
-    return true
+    if (!route) return notOurs
+    const ask = new Ask(door, res, path)
+    if (route !== 'health' && req.method === 'POST') return serve(ask, route === 'stream')
+    return serveOther(ask, route, url.slice(path.length))
   }
 
   const controls: PropertyDescriptorMap = {
@@ -149,6 +141,25 @@ export function chatHandler(agent: Agent | AgentFunction, options: ChatOptions =
     abortAll: { value: (hard = false) => abortAll(door, hard) },
   }
   return Object.defineProperties(handler, controls) as ChatHandler
+}
+
+const notOurs = Promise.resolve(false)
+
+/** Health, and methods that a path does not take. */
+async function serveOther(ask: Ask, route: string, query: string): Promise<true> {
+  const { door, res, requestId } = ask
+  const methods = route === 'health' ? ['GET', 'HEAD'] : ['POST']
+  if (door.log && route !== 'health') ask.log = await door.log
+  if (!methods.includes(`${res.req.method}`)) {
+    const allow = methods.join(', ')
+    const problem = new DcafError('invalid_request', `Use ${allow} here.`)
+    sendJson(ask, 405, problemOf(problem, requestId), { allow })
+  } else {
+    const ready = !(door.draining && new URLSearchParams(query).has('ready'))
+    sendJson(ask, ready ? 200 : 503, { status: ready ? 'ok' : 'draining' })
+  }
+  ask.log?.request(ask, ask.path)
+  return true
 }
 
 function drain(door: Door): void {
@@ -229,6 +240,7 @@ const unmasked = masker([])
 class Ask implements At {
   readonly door: Door
   readonly res: ServerResponse
+  readonly path: string
   readonly agent: string
   readonly started = performance.now()
   readonly #end = new AbortController()
@@ -250,10 +262,11 @@ class Ask implements At {
   log: Awaited<Door['log']>
   outcome: Record<string, unknown> | undefined
 
-  constructor(door: Door, res: ServerResponse) {
+  constructor(door: Door, res: ServerResponse, path: string) {
     const given = res.req.headers['x-request-id']
     this.door = door
     this.res = res
+    this.path = path
     this.agent = door.agent.name
     this.requestId = isPlainId(given) ? given : randomId()
   }
@@ -313,12 +326,12 @@ function timeoutsOf(agent: Agent | AgentFunction): number[] {
 // ---------------------------------------------------------------- one request
 
 /** Never throws: what went wrong is answered. */
-async function serve(ask: Ask, streams: boolean): Promise<void> {
+async function serve(ask: Ask, streams: boolean): Promise<true> {
   const { door, res } = ask
   const { limits, live } = door
+  if (door.log) ask.log = await door.log // no request outruns it
   const timer = setTimeout(() => ask.stop(reached('requestMs', limits)), limits.requestMs)
-  const onClose = () => res.writableFinished || ask.stop(gone())
-  res.on('close', onClose)
+  res.on('close', () => res.writableFinished || ask.stop(gone()))
   ask.at = live.push(ask) - 1
   try {
     if (res.destroyed) throw gone()
@@ -329,9 +342,10 @@ async function serve(ask: Ask, streams: boolean): Promise<void> {
     await failed(ask, error)
   } finally {
     clearTimeout(timer)
-    res.off('close', onClose)
     leave(ask)
   }
+  ask.log?.request(ask, ask.path)
+  return true
 }
 
 const gone = () => new DcafError('aborted', 'the client went away')
@@ -388,10 +402,10 @@ async function answer(ask: Ask, streams: boolean): Promise<void> {
   const { context, threadId, principal } = ask
   if (options.validateContext) await ask.inTime(options.validateContext(context))
   const newest = thread.findLast(({ message: { data } }) => data && Object.hasOwn(data, 'session'))
-  const incoming = newest?.message.data?.session ?? {}
-  const paused = typeof incoming.$run === 'string' ? incoming.$run : undefined
+  const incoming = newest?.message.data?.session ?? undefined
+  const paused = typeof incoming?.$run === 'string' ? incoming.$run : undefined
   const session = door.keeper
-    ? await ask.inTime((await door.keeper).open(incoming, ask))
+    ? await ask.inTime((await door.keeper).open(incoming ?? {}, ask))
     : readSession(incoming, `/messages/${newest?.index}/data/session`)
   if (streams) ask.stream = new Lines(ask)
   const { stream } = ask
@@ -421,7 +435,8 @@ async function answer(ask: Ask, streams: boolean): Promise<void> {
     },
     ask.mask,
   )
-  return finish(ask, await ask.inTime(work, door.lastMs))
+  const ending = finish(ask, await ask.inTime(work, door.lastMs))
+  if (ending) await ending
 }
 
 // ---------------------------------------------------------------- in
@@ -453,12 +468,18 @@ function readBody(ask: Ask): Promise<Buffer> {
     const chunks: Buffer[] = []
     let size = 0
     const counted = (): number => Math.max(0, size - uncounted)
-    const end = (error?: DcafError): void => {
+    const close = (): void => {
       door.bodies -= counted()
-      req.off('data', onData).off('end', end)
       ask.onStop = undefined
-      if (error) reject(error)
-      else resolve(Buffer.concat(chunks))
+    }
+    const onEnd = (): void => {
+      close()
+      resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks))
+    }
+    const giveUp = (error: DcafError): void => {
+      close()
+      req.off('data', onData).off('end', onEnd)
+      reject(error)
     }
     const onData = (chunk: Buffer): void => {
       door.bodies -= counted()
@@ -467,11 +488,11 @@ function readBody(ask: Ask): Promise<Buffer> {
       chunks.push(chunk)
       if (size <= limits.bodyBytes && door.bodies <= limits.bodiesBytes) return
       req.pause()
-      end(reached(size > limits.bodyBytes ? 'bodyBytes' : 'bodiesBytes', limits))
+      giveUp(reached(size > limits.bodyBytes ? 'bodyBytes' : 'bodiesBytes', limits))
     }
-    req.on('data', onData).on('end', end)
-    ask.onStop = end
-    if (signal.aborted) end(signal.reason)
+    req.on('data', onData).on('end', onEnd)
+    ask.onStop = giveUp
+    if (signal.aborted) giveUp(signal.reason)
   })
 }
 
@@ -513,7 +534,7 @@ function know(ask: Ask, body: Record<string, unknown>, thread: Thread): void {
   }
 }
 
-function readSession(incoming: Record<string, unknown>, path: string): Session {
+function readSession(incoming: Record<string, unknown> | undefined, path: string): Session {
   try {
     return new Session(incoming)
   } catch {
@@ -525,6 +546,8 @@ function readSession(incoming: Record<string, unknown>, path: string): Session {
 function inputOf(ask: Ask, thread: Thread, items: wire.WireItem[], paused?: string): RunInput {
   const { mask, door } = ask
   const messages = thread.map(({ message }) => chatOf(message, mask))
+  if (thread.length === 1 && items.length === 0)
+    return { messages, decisions: [], paused, proposed: [] }
   const words = messages.at(-1)?.content.trim() || 'not approved'
   const decides = items.some((item) => item.said)
   const known = new Map<string, wire.Proposed>()
@@ -562,21 +585,46 @@ type Answer = Partial<Omit<RunResult, 'session' | 'error'>> & {
   error?: unknown
 }
 
-async function finish(ask: Ask, answer: Answer): Promise<void> {
+/** A promise only where the session is kept, or the client does not keep up. */
+function finish(ask: Ask, answer: Answer): void | Promise<void> {
+  const { door, mask } = ask
+  if (door.keeper) return finishKept(ask, answer, door.keeper)
+  let session: Record<string, unknown> = {}
+  let fault: DcafError | undefined
+  try {
+    session = maskJson(sessionOf(answer).toJSON(), mask) as typeof session
+  } catch (thrown) {
+    fault = toError(thrown)
+  }
+  return tell(ask, answer, session, fault)
+}
+
+async function finishKept(ask: Ask, answer: Answer, keeper: Promise<Keeper>): Promise<void> {
+  let session: Record<string, unknown> = {}
+  let fault: DcafError | undefined
+  try {
+    const closing = (await keeper).close(sessionOf(answer), ask)
+    session = await ask.inTime(closing, 1_000)
+  } catch (thrown) {
+    fault = toError(thrown)
+  }
+  return tell(ask, answer, session, fault)
+}
+
+function sessionOf({ session }: Answer): Session {
+  return session instanceof Session ? session : new Session(session)
+}
+
+/** Throws where nothing ran that the client was not told of. */
+function tell(
+  ask: Ask,
+  answer: Answer,
+  session: Record<string, unknown>,
+  fault: DcafError | undefined,
+): void | Promise<void> {
   const { stream, requestId, door } = ask
   const { executed = [], pending = [], usage = noUsage, stop = 'end', runId = requestId } = answer
-  let error = answer.error === undefined ? undefined : toError(answer.error)
-  let session: Record<string, unknown> = {}
-  try {
-    const keeper = door.keeper && (await door.keeper)
-    const given = answer.session
-    const last = given instanceof Session ? given : new Session(given)
-    session = keeper
-      ? await ask.inTime(keeper.close(last, ask), 1_000)
-      : (maskJson(last.toJSON(), ask.mask) as Record<string, unknown>)
-  } catch (thrown) {
-    error ??= toError(thrown)
-  }
+  const error = answer.error === undefined ? fault : toError(answer.error)
   const stop_reason = error ? 'error' : stop
   ask.outcome = { run_id: runId, stop_reason, ...(error && { code: error.code }) }
   if (error && executed.length === 0 && !stream?.started) throw error
@@ -596,18 +644,18 @@ async function finish(ask: Ask, answer: Answer): Promise<void> {
     request_context: ask.echo,
   }
   const problem = error && problemOf(error, requestId)
-  const untold = stream ? executed.filter((call) => !stream.told.has(call)) : executed
-  const lists = pending.length + untold.length > 0 ? listsOf(pending, untold) : noLists
   if (stream) {
-    await stream.tellAll(lists, ['executed_tool_calls', 'executed_cmds', 'executed_approvals'])
-    if (!stream.spoke && answer.text) await stream.write({ type: 'text_delta', text: answer.text })
-    await stream.tellAll(lists, ['cmds', 'approvals', 'tool_calls'])
+    const untold = executed.filter((call) => !stream.told.has(call))
+    const lists = pending.length + untold.length > 0 ? listsOf(pending, untold) : undefined
     const meta_data = { session, ...meta }
-    if (!problem) return stream.end({ type: 'done', stop_reason, meta_data })
-    return stream.end(errorLine(problem, executed.length > 0 ? meta_data : undefined))
+    const done = { type: 'done', stop_reason, meta_data }
+    const last = problem ? errorLine(problem, executed.length > 0 ? meta_data : undefined) : done
+    if (!lists && (stream.spoke || !answer.text)) return stream.end(last)
+    return tellRest(stream, lists ?? noLists, answer.text, last)
   }
   const { name } = door.agent
   const is_complete = pending.length === 0 && !error
+  const lists = pending.length + executed.length > 0 ? listsOf(pending, executed) : noLists
   sendJson(ask, 200, {
     role: 'assistant',
     content: answer.text,
@@ -617,6 +665,13 @@ async function finish(ask: Ask, answer: Answer): Promise<void> {
     user: null,
     agent: name ? { name, id: name } : null,
   })
+}
+
+async function tellRest(stream: Lines, lists: Lists, text: string, last: wire.WireEvent) {
+  await stream.tellAll(lists, ['executed_tool_calls', 'executed_cmds', 'executed_approvals'])
+  if (!stream.spoke && text) await stream.write({ type: 'text_delta', text })
+  await stream.tellAll(lists, ['cmds', 'approvals', 'tool_calls'])
+  return stream.end(last)
 }
 
 type Lists = Record<string, object[]>
@@ -738,11 +793,10 @@ class Lines {
   }
 
   /** The terminal event. */
-  async end(event: wire.WireEvent): Promise<void> {
+  end(event: wire.WireEvent): void | Promise<void> {
     const behind = this.write(event)
     this.#ended = true
-    if (behind) await behind
-    this.#flush(true)
+    return behind ? behind.then(() => this.#flush(true)) : this.#flush(true)
   }
 }
 

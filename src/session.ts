@@ -103,7 +103,9 @@ export class Session {
   }
 
   toJSON(): Record<string, unknown> {
-    return Object.fromEntries(this)
+    const json: Record<string, unknown> = {} // no key is `__proto__`: that is refused
+    for (const [key, value] of this.#values) json[key] = copyJson(value)
+    return json
   }
 
   *[Symbol.iterator](): IterableIterator<[key: string, value: unknown]> {
