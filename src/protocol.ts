@@ -218,10 +218,13 @@ export type WireEvent = { type: string; [key: string]: unknown }
 export function line(event: WireEvent): string {
   const { type, text } = event
   const isToken = type === 'text_delta' && typeof text === 'string'
+  if (isToken && sameInJson.test(text)) return `{"type":"text_delta","text":"${text}"}\n`
   const said = JSON.stringify(isToken ? text : event)
   const json = isToken ? `{"type":"text_delta","text":${said}}` : said
   return `${json.replace(/[\u0085\u2028\u2029]/g, escaped)}\n`
 }
+/** ASCII that JSON writes as it is. */
+const sameInJson = /^[ !#-[\]-~]*$/
 function escaped(c: string): string {
   return `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`
 }

@@ -85,7 +85,8 @@ function readAll(
   const bytes = Buffer.from(text)
   const out: [string, string][] = []
   const take = () => {
-    for (let event = reader.next(); event; event = reader.next()) out.push([event.name, event.data])
+    for (let data = reader.next(); data !== undefined; data = reader.next())
+      out.push([reader.name, data])
   }
   let from = 0
   for (const cut of [...cuts, bytes.length]) {
@@ -153,6 +154,11 @@ test('reads lines of JSON, the last one without an end too', () => {
   ]
   assert.deepEqual(lines(text), expected)
   assert.deepEqual(lines(text, everyByte(text)), expected)
+  const unread = new EventReader('ndjson')
+  unread.push(Buffer.from('{"a":1}\n{"b":'))
+  unread.push(Buffer.from('2}'))
+  unread.end()
+  assert.deepEqual([unread.next(), unread.next(), unread.next()], ['{"a":1}', '{"b":2}', undefined])
 })
 
 test('keeps a line of up to 1 MiB and refuses a longer one, in pieces of any size', () => {
@@ -169,7 +175,10 @@ test('keeps a line of up to 1 MiB and refuses a longer one, in pieces of any siz
   const many = new EventReader('sse')
   const line = Buffer.from(`data: ${'x'.repeat(1000)}\n`)
   assert.throws(() => {
-    for (let i = 0; i < 1100; i++) many.push(line)
+    for (let i = 0; i < 1100; i++) {
+      many.push(line)
+      many.next()
+    }
   }, /event of more than 1 MiB/)
 })
 

@@ -5,6 +5,7 @@
 import { configError, truncated, unsupportedFile } from './errors.ts'
 import { alternating, instructions, Last, Memory } from './history.ts'
 import type { FinishReason, Message, ModelReply, ModelRequest, Part, ToolSpec } from './provider.ts'
+import type { Place } from './repeats.ts'
 import { append, inputObject, toReply as replyOf, string, toolInput, toUsage } from './reply.ts'
 import * as wire from './wire.ts'
 
@@ -192,10 +193,10 @@ function toReply(message: Block, answer: wire.Answer): ModelReply {
 }
 
 /** Pieces of a block: all else of their events is the same each time. */
-function placesOf({ delta }: Block): [Block, string][] {
+function placesOf({ delta }: Block): Place[] {
   if (typeof delta?.text === 'string') return [[delta, 'text']]
   if (typeof delta?.thinking === 'string') return [[delta, 'thinking']]
-  return typeof delta?.partial_json === 'string' ? [[delta, 'partial_json']] : []
+  return typeof delta?.partial_json === 'string' ? [[delta, 'partial_json', true]] : []
 }
 
 function fold(answer: wire.Answer): wire.Fold {

@@ -185,7 +185,7 @@ function placesOf(chunk: Json): Place[] {
   const isPiece = call && !another && !call.id && !delta.content
   const called = isPiece && !call.extra_content && !call.provider_specific_fields && call.function
   const places: Place[] = []
-  if (typeof called?.arguments === 'string') places.push([called, 'arguments'])
+  if (typeof called?.arguments === 'string') places.push([called, 'arguments', true])
   else if (!call && typeof delta.content === 'string') places.push([delta, 'content'])
   if (places.length && typeof obfuscation === 'string') places.push([chunk, 'obfuscation'])
   return places

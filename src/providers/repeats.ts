@@ -2,8 +2,8 @@
 // quarter of the work, and the same object says it. Knows no network and no vendor: a fold names the places.
 // It holds by JSON's grammar: with a string's literal replaced by another, all else of a value stays as it is.
 
-/** A string in an event: `holder[key]`. */
-export type Place = [holder: Record<string, unknown>, key: string]
+/** A string in an event: `holder[key]`. `isInput`: a piece of a call's, of which there are seldom many. */
+export type Place = [holder: Record<string, unknown>, key: string, isInput?: boolean]
 
 /** An event of which the fold keeps nothing but these strings, in the order they are written in; [] for any other. */
 export type PlacesOf = (json: Record<string, unknown>) => Place[]
@@ -11,8 +11,7 @@ export type PlacesOf = (json: Record<string, unknown>) => Place[]
 /** What stands for the strings, each with its number, while it is proved that they are where they seem to be. */
 const mark = '\u2603'
 
-/** Short streams repeat too little to be worth learning; others may change their shape a few times. */
-const repeatsBefore = 6
+/** Learning costs as much as four parses; a stream may change its shape a few times. */
 const mostLearned = 3
 /** So many are kept for the streams to come. */
 const mostShared = 3
@@ -50,7 +49,9 @@ export class Repeats {
     const json = JSON.parse(data)
     if (!this.#placesOf || this.#learned === mostLearned) return json
     const places = this.#placesOf(json)
-    if (places.length > 0 && ++this.#seen % repeatsBefore === 0) this.#learn(data, json, places)
+    if (places.length === 0) return json
+    const patience = places[0]?.[2] ? 6 : 2
+    if (++this.#seen % patience === 0) this.#learn(data, json, places)
     return json
   }
 
@@ -97,18 +98,27 @@ function fill({ places, around }: Shape, data: string): boolean {
       const next = around[i] ?? ''
       const end = i === last ? data.length - tail.length : data.indexOf(next, start)
       if (end < start) return false
-      // With its quotes: what is more than one string, or less, throws.
-      values.push(JSON.parse(data.slice(start - 1, end + 1)))
+      values.push(stringAt(data, start, end))
       start = end + next.length
     }
   } catch {
     return false
   }
-  places.forEach(([holder, key], i) => {
+  for (let i = 0; i < values.length; i++) {
+    const [holder, key] = places[i] as Place
     holder[key] = values[i]
-  })
+  }
   return true
 }
+
+/** What stands between two quotes. Throws for what is more than one string, or less. */
+function stringAt(data: string, start: number, end: number): string {
+  // A longer slice would keep all of the text that it is cut from.
+  const piece = end - start < 13 ? data.slice(start, end) : undefined
+  if (piece !== undefined && sameInJson.test(piece)) return piece
+  return JSON.parse(data.slice(start - 1, end + 1))
+}
+const sameInJson = /^[^"\\\p{Cc}]*$/u
 
 function isMarked([holder, key]: Place, i: number): boolean {
   return holder[key] === `${mark}${i + 1}`

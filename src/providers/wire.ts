@@ -314,9 +314,9 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
     const fold = this.#fold
     if (!reader || !fold || fold.done || this.#settled) return undefined
     try {
-      const event = reader.next()
-      if (!event) return undefined
-      const { name, data } = event
+      const data = reader.next()
+      if (data === undefined) return undefined
+      const { name } = reader
       if (name === 'error') throw this.refuse(toJsonOrText(data))
       const isMark = data.length < 20 && data.trim() === '[DONE]'
       const text = fold.event(isMark ? '[DONE]' : this.#repeats?.parse(data), name)

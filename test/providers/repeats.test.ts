@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
 import { ChatFold } from '../../src/providers/chat-reply.ts'
-import { type Place, type PlacesOf, Repeats } from '../../src/providers/repeats.ts'
+import { type Place, type PlacesOf, Repeats, type Shape } from '../../src/providers/repeats.ts'
 import type { Answer } from '../../src/providers/wire.ts'
 
 type Json = Record<string, unknown>
@@ -112,5 +112,36 @@ test('parses little of the pieces that follow the first ones', (t) => {
   const parse = t.mock.method(JSON, 'parse')
   assert.deepEqual(parsed(events, places), expected)
   const whole = parse.mock.calls.filter(({ arguments: [text] }) => text.startsWith('{'))
-  assert.equal(whole.length, 7) // the first six, and the proof of what they have in common
+  assert.equal(whole.length, 3) // the first two, and the proof of what they have in common
+})
+
+test('streams of one model that come at once read each their own events', () => {
+  const event = fc.record({
+    stream: fc.nat(3),
+    id: fc.nat(1),
+    text: strings,
+    isInput: fc.boolean(),
+  })
+  fc.assert(
+    fc.property(fc.array(event, { maxLength: 60 }), (list) => {
+      const shared: Shape[] = []
+      const streams = Array.from({ length: 4 }, () => new Repeats(placesOf, shared))
+      for (const { stream, id, text, isInput } of list) {
+        const data = JSON.stringify({ id: `${stream}-${id}`, isInput, delta: { text } })
+        assert.deepEqual(streams[stream]?.parse(data), JSON.parse(data))
+      }
+      assert.ok(shared.length <= 3)
+    }),
+  )
+})
+
+test('knows from its first event what another stream of the model learned', (t) => {
+  const event = (text: string) => JSON.stringify({ index: 0, delta: { text } })
+  const shared: Shape[] = []
+  const first = new Repeats(placesOf, shared)
+  for (const text of ['a', 'b', 'c']) first.parse(event(text))
+  const parse = t.mock.method(JSON, 'parse')
+  const second = new Repeats(placesOf, shared)
+  assert.deepEqual(second.parse(event('d')), { index: 0, delta: { text: 'd' } })
+  assert.equal(parse.mock.calls.length, 0)
 })
