@@ -200,6 +200,7 @@ function doorOf(agent: Agent | AgentFunction, options: ChatOptions) {
     admitted: 0,
     /** Bytes of bodies under way, as far as they count. */
     bodies: 0,
+    clock: undefined as NodeJS.Timeout | undefined,
     // What only some ask for is loaded once, here; where a file does not load, no request that needs it is answered.
     speak: speakerOf(agent),
     keeper:
@@ -330,7 +331,7 @@ async function serve(ask: Ask, streams: boolean): Promise<true> {
   const { door, res } = ask
   const { limits, live } = door
   if (door.log) ask.log = await door.log // no request outruns it
-  const timer = setTimeout(() => ask.stop(reached('requestMs', limits)), limits.requestMs)
+  door.clock ??= clockOf(door, limits.requestMs)
   res.on('close', () => res.writableFinished || ask.stop(gone()))
   ask.at = live.push(ask) - 1
   try {
@@ -341,11 +342,26 @@ async function serve(ask: Ask, streams: boolean): Promise<true> {
   } catch (error) {
     await failed(ask, error)
   } finally {
-    clearTimeout(timer)
     leave(ask)
   }
   ask.log?.request(ask, ask.path)
   return true
+}
+
+/** One for all requests: to set and clear a timer for each would cost more than all that it is for. */
+function clockOf(door: Door, ms: number): NodeJS.Timeout {
+  return setTimeout(look, Math.min(Math.max(Math.ceil(ms), 1), 2 ** 31 - 1), door).unref()
+}
+
+function look(door: Door): void {
+  const { live, limits } = door
+  const now = performance.now()
+  let oldest = now
+  for (const ask of [...live]) {
+    if (now - ask.started >= limits.requestMs) ask.stop(reached('requestMs', limits))
+    else oldest = Math.min(oldest, ask.started)
+  }
+  door.clock = live.length > 0 ? clockOf(door, oldest + limits.requestMs - now) : undefined
 }
 
 const gone = () => new DcafError('aborted', 'the client went away')

@@ -16,7 +16,7 @@ export type Stored<S> = S extends { '~standard': { types?: { output: infer Outpu
 
 export class Session {
   readonly #values = new Map<string, unknown>()
-  readonly #touched = new Set<string>()
+  #touched: Set<string> | undefined
   #cleared = false
 
   /**
@@ -60,7 +60,7 @@ export class Session {
     if (ours) throw wrong(`session.${ours[0]}: keys that begin with $ are the library's own`)
     for (const [key, value] of entries) {
       this.#values.set(key, value)
-      this.#touched.add(key)
+      this.#touch(key)
     }
     return this
   }
@@ -71,7 +71,7 @@ export class Session {
 
   /** Whether there was such a key. */
   delete(key: string): boolean {
-    this.#touched.add(key) // an absent key too: somebody else may be setting it meanwhile
+    this.#touch(key) // an absent key too: somebody else may be setting it meanwhile
     return this.#values.delete(key)
   }
 
@@ -81,13 +81,18 @@ export class Session {
 
   clear(): void {
     this.#values.clear()
-    this.#touched.clear()
+    this.#touched = undefined
     this.#cleared = true
+  }
+
+  #touch(key: string): void {
+    this.#touched ??= new Set()
+    this.#touched.add(key)
   }
 
   /** Whether `replayOn` would do anything. */
   get changed(): boolean {
-    return this.#cleared || this.#touched.size > 0
+    return this.#cleared || this.#touched !== undefined
   }
 
   /**
@@ -96,7 +101,7 @@ export class Session {
    */
   replayOn(newest?: object | null): Session {
     const session = new Session(this.#cleared ? undefined : newest)
-    for (const key of this.#touched)
+    for (const key of this.#touched ?? [])
       if (this.#values.has(key)) session.set(key, this.#values.get(key))
       else session.delete(key)
     return session

@@ -115,11 +115,22 @@ export function httpProvider(wire: Wire, options: HttpOptions = {}): HttpProvide
     return reply
   }
 
-  async function ask(request: ModelRequest, how: CompleteOptions): Promise<ModelReply> {
-    const { signal, onDelta } = how
-    const url = onDelta ? streamed : whole
-    url.dispatcher ??= given ?? (await sharedPool(url.origin, timeouts.connectMs))
-    const { dispatcher } = url
+  function ask(request: ModelRequest, how: CompleteOptions): Promise<ModelReply> {
+    const url = how.onDelta ? streamed : whole
+    const dispatcher = given ?? url.dispatcher
+    if (dispatcher) return send(url, dispatcher, request, how)
+    return sharedPool(url.origin, timeouts.connectMs).then((pool) => {
+      url.dispatcher = pool
+      return send(url, pool, request, how)
+    })
+  }
+
+  function send(
+    url: Endpoint,
+    dispatcher: Dispatcher,
+    request: ModelRequest,
+    { signal, onDelta }: CompleteOptions,
+  ): Promise<ModelReply> {
     const body = toJson(wire.render(request, onDelta !== undefined))
     const deadline = clock.now() + timeouts.stepMs
     const sent = { wire, url, dispatcher, body, request, headers, timeouts, shapes }
