@@ -182,7 +182,7 @@ export function figures({ quick }) {
       kind: 'http',
       stream,
       inQuick: true,
-      ms: quick ? 500 : 1500,
+      ms: quick ? 500 : 2000,
       rows: [
         {
           title: `HTTP service, ${stream ? 'streamed' : 'JSON'}, 50 tokens, 64 connections: CPU per request`,
