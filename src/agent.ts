@@ -1,7 +1,7 @@
 // The loop: one model call plus tools, again and again, until there is an answer or a person must decide.
 // Knows no HTTP and no vendor. All state of a run is in the run; an Agent is a plain object that many runs share.
-// Beside it, loaded when first needed: facts.ts (events for listeners), interceptors.ts, children.ts (agents as tools),
-// strays.ts (decisions on calls that no state holds), sealing.ts (the state as a client carries it).
+// Beside it, loaded when first needed: hearing.ts (what a person decided), ending.ts (what waits, as it is shown), sealing.ts
+// (the state as a client carries it), facts.ts (events for listeners), interceptors.ts, children.ts (agents as tools).
 
 import {
   type Answer,
@@ -289,13 +289,11 @@ export interface RunState {
 }
 
 const children = loader(() => import('./children.ts'))
+const ending = loader(() => import('./ending.ts'))
 const facts = loader(() => import('./facts.ts'))
+const hearing = loader(() => import('./hearing.ts'))
 const interceptors = loader(() => import('./interceptors.ts'))
 const sealing = loader(() => import('./sealing.ts'))
-const strays = loader(() => import('./strays.ts'))
-
-const atLimit = 'I stopped before I was done: this run reached a limit.'
-const needApproval = 'I need your approval to execute the following tools:'
 
 /** Throws only for a caller's mistake, before anything ran; else it returns, with everything that ran. */
 export async function run(
@@ -310,7 +308,7 @@ export async function run(
   if (desk.signal) desk.late = new Late(desk.signal, 1_000) // a model call may not heed it
   try {
     const isHeard = self.resumed || desk.decisions.size > 0 || input.proposed?.length
-    if (isHeard && !self.error) await hear(self, input)
+    if (isHeard && !self.error) await (await hearing()).hear(self, input)
     if (!self.error) {
       desk.signal?.throwIfAborted() // before a call that the thread brings is judged
       await converse(self)
@@ -318,8 +316,7 @@ export async function run(
   } catch (error) {
     await fail(self, error)
   }
-  const ending = isOver(self) ? resultOf(self, []) : conclude(self)
-  const result = ending instanceof Promise ? await ending : ending
+  const result = isOver(self) ? resultOf(self) : await conclude(self)
   const { stop, usage, error } = result
   const durationMs = performance.now() - started
   self.fact('RunFinished', { stop, usage, durationMs, ...self.stopDetails })
@@ -586,7 +583,7 @@ const offers = new WeakMap<object, Offered>()
 const noTools: Tool[] = []
 
 /** By name, made anew only where the array or what is in it changed. Throws for what are no tools. */
-function toolsOf({ name, tools: list = noTools }: Agent): Offered {
+export function toolsOf({ name, tools: list = noTools }: Agent): Offered {
   if (!Array.isArray(list)) {
     const { name: one = 'it' } = (list ?? {}) as { name?: string }
     const kind = typeof list === 'object' ? 'an object' : `a ${typeof list}`
@@ -754,86 +751,6 @@ export function* waiting(self: Run): Generator<{ at: Run; call: Call }> {
   }
 }
 
-/** Carries out the decisions, one after another, then hands the person's words to the model or keeps them. */
-async function hear(self: Run, { messages, proposed = [] }: RunInput): Promise<void> {
-  const { desk, state, resumed, told, loose, scope } = self
-  for (const { at, call } of [...waiting(self)]) {
-    const proof = call.proof ?? ''
-    const decision = desk.decisions.get(proof)
-    desk.decisions.delete(proof)
-    if (desk.signal?.aborted) continue
-    const answer = decision
-      ? await at.gate.decide(call, decision)
-      : await undecided(at, call, proof)
-    if (decision && answer) report(at, decision, call, answer)
-    if (answer) apply(at, call, answer)
-  }
-  if (desk.decisions.size > 0 || (!resumed && proposed.length > 0))
-    await (await strays()).hearStrays(self, proposed)
-  if (desk.lines.length > 0) await sayLines(self)
-  desk.signal?.throwIfAborted()
-  const title = 'Outcome of the calls a person decided'
-  const block = told.length > 0 && loose.length === 0 && talk.dataBlock(title, told, scope.mask)
-  desk.asked = [...waiting(self)].length + loose.length
-  if (resumed && desk.asked > loose.length) {
-    state.kept.push(...[desk.words, block || ''].filter(Boolean))
-    return
-  }
-  const more = state.kept.splice(0).map(talk.textPart)
-  // Of a run that goes on, the earlier messages are known: only what the last one brings is new.
-  const last =
-    resumed && talk.normalized(typeof messages === 'string' ? messages : messages.slice(-1))[0]
-  if (last && last.role === 'user') more.push(...last.parts)
-  if (block) more.push(talk.textPart(block))
-  const end = state.messages.at(-1)
-  if (more.length === 0) return
-  if (end?.role === 'user')
-    state.messages[state.messages.length - 1] = { role: 'user', parts: [...end.parts, ...more] }
-  else if (!pendingIn(state)) state.messages.push({ role: 'user', parts: more })
-}
-
-/** What became of an open call that nobody named: the ledger knows, or the person's words close it. */
-export async function undecided(
-  { gate, desk }: Run,
-  said: { name: string; input: unknown },
-  proof: string,
-): Promise<Answer | undefined> {
-  const known = await gate.recall(said, proof)
-  if (known || !desk.closes) return known
-  return gate.decide(said, { id: proof, approve: false, implicit: true, reason: desk.words })
-}
-
-/** The line a client reads for its decision. A vote that did not make the quorum has none. */
-export function report(
-  { tools, desk, scope }: Run,
-  decision: Decision,
-  said: { name: string; input: unknown; path?: string[] },
-  answer: Answer,
-): void {
-  const closed = 'outcome' in answer
-  const output = closed ? answer.content : answer.open
-  if (!output && !closed) return
-  const { id, lists = ['tool_calls'], path = said.path } = decision
-  const { name, input } = said
-  const type = tools.get(name)?.type ?? 'tool_call'
-  const outcome = closed ? answer.outcome : 'rejected'
-  const line: ExecutedCall = { id, type, name, input, output: scope.mask(output), outcome, lists }
-  if (closed && answer.replayed) line.replayed = true
-  if (path) line.path = path
-  desk.lines.push(line)
-  desk.executed.push(line)
-}
-
-/** What became of the decided calls, once, in the lists they came in. */
-async function sayLines({ desk }: Run): Promise<void> {
-  const said = desk.lines.splice(0)
-  const of = (list: List) => said.filter((line) => line.lists?.includes(list))
-  const [calls, commands, approvals] = [of('tool_calls'), of('cmds'), of('approvals')]
-  if (calls[0]) await desk.emit({ type: 'executed_tool_calls', executedToolCalls: calls })
-  if (commands[0]) await desk.emit({ type: 'executed_commands', executedCmds: commands })
-  if (approvals[0]) await desk.emit({ type: 'executed_approvals', executedApprovals: approvals })
-}
-
 // ---------------------------------------------------------------- the calls of a turn
 
 type Turn = Extract<Message, { role: 'assistant' }>
@@ -979,7 +896,7 @@ function mayAsk(self: Run, call: Call): Answer | undefined {
 }
 
 /** Writes what became of a call into the state: its one result, or that it still waits. */
-function apply(self: Run, call: Call, answer: Answer): void {
+export function apply(self: Run, call: Call, answer: Answer): void {
   const { state, desk, limits } = self
   if ('open' in answer) {
     const { fresh, votes, child } = answer
@@ -1105,7 +1022,7 @@ async function addContext({ agent, desk, scope }: Run, { system }: ModelRequest)
 }
 
 /** What the run says: streamed as it comes, the turns apart from each other. */
-function utter(self: Run, text: string): void | Promise<void> {
+export function utter(self: Run, text: string): void | Promise<void> {
   if (!text) return
   const out = self.text && !self.speaking ? `\n\n${text}` : text
   self.speaking = true
@@ -1127,7 +1044,7 @@ function status(self: Run, doing: Doing): void | Promise<void> {
 
 // ---------------------------------------------------------------- the end
 
-async function fail(self: Run, error: unknown): Promise<void> {
+export async function fail(self: Run, error: unknown): Promise<void> {
   const { desk, scope } = self
   if (error instanceof InterceptorError) {
     self.stop = 'intercepted'
@@ -1150,25 +1067,15 @@ function isOver({ desk, loose, state, stop, text }: Run): boolean {
 }
 
 async function conclude(self: Run): Promise<RunResult> {
-  const { desk, state, agent } = self
-  if (desk.lines.length > 0) await sayLines(self).catch((error) => fail(self, error))
-  const calls = pendingIn(state) ? [...waiting(self)].map(({ call }) => call) : []
-  const pending = [...calls, ...self.loose].map((call) => shown(agent, call))
-  if (pending.length > 0 && self.stop === 'approval') {
-    await ask(self, pending).catch((error) => fail(self, error))
-    self.fact('ApprovalRequested', { calls: pending })
+  try {
+    return await (await ending()).conclude(self)
+  } catch (error) {
+    await fail(self, error)
+    return resultOf(self) // what ran is still to be returned
   }
-  // An empty answer would look like a fault of the client's.
-  if (self.stop === 'limit' && !self.text)
-    await Promise.resolve(utter(self, atLimit)).catch(() => {})
-  const result = resultOf(self, pending)
-  const seal = async () => (await sealing()).sealRun(self, calls)
-  const paused = calls.length > 0 ? await seal().catch(() => undefined) : undefined
-  if (paused) result.paused = paused
-  return result
 }
 
-function resultOf(self: Run, pending: PendingCall[]): RunResult {
+export function resultOf(self: Run, pending: PendingCall[] = []): RunResult {
   const { desk, state, scope, text, stop = 'end', error } = self
   const { executed, session, usage } = desk
   if (scope.askers.length > 0) state.askers = [...scope.askers]
@@ -1189,51 +1096,12 @@ function resultOf(self: Run, pending: PendingCall[]): RunResult {
   return result
 }
 
-async function ask(self: Run, pending: PendingCall[]): Promise<void> {
-  const { desk } = self
-  if (!self.text) await utter(self, needApproval)
-  const commands = pending.filter((call) => call.type === 'command')
-  const toolCalls = pending.filter((call) => call.type !== 'command')
-  if (commands.length > 0) await desk.emit({ type: 'commands', commands })
-  await desk.emit({ type: 'approvals', approvals: pending })
-  if (toolCalls.length > 0) await desk.emit({ type: 'tool_calls', toolCalls })
-}
-
-/** The agent that the names of agent tools lead to. */
-export function agentAt(agent: Agent, path: string[] = []): Agent | undefined {
-  let at: Agent | undefined = agent
-  for (const name of path) at = at && (toolsOf(at).tools.get(name)?.agent as Agent | undefined)
-  return at
-}
-
-function shown(agent: Agent, call: Call): PendingCall {
-  const owner = agentAt(agent, call.path)
-  const tool = owner && toolsOf(owner).tools.get(call.name)
-  const inputDescription: Record<string, string> = {}
-  const properties = Object.entries(Object(tool?.input.properties) as Record<string, unknown>)
-  for (const [key, { description }] of properties as [string, { description?: unknown }][])
-    if (typeof description === 'string') inputDescription[key] = description
-  const { name, input, effectiveInput, preview, reasons, path, votes, expiresAt = 0 } = call
-  const pending: PendingCall = {
-    id: call.proof ?? call.id,
-    type: tool?.type ?? 'tool_call',
-    name,
-    input,
-    description: tool?.description ?? '',
-    inputDescription,
-    expiresAt: new Date(expiresAt).toISOString(),
-  }
-  for (const [key, value] of Object.entries({ effectiveInput, preview, reasons, path, votes }))
-    if (value !== undefined) Object.assign(pending, { [key]: value })
-  return pending
-}
-
 // ---------------------------------------------------------------- small words
 
 export function newState(messages: Message[] = [], runId: string = randomId()): RunState {
   return { runId, messages, calls: [], kept: [], rejected: {} }
 }
-function pendingIn(state: RunState): boolean {
+export function pendingIn(state: RunState): boolean {
   return state.calls.some((call) => call.status === 'pending')
 }
 

@@ -4,18 +4,17 @@
 
 import {
   type Agent,
-  agentAt,
   childOf,
   digest,
   newState,
   type Run,
   type RunInput,
   type RunState,
-  report,
-  undecided,
   waiting,
 } from './agent.ts'
 import { type Answer, cap, type Decision, unverified } from './approval.ts'
+import { agentAt } from './ending.ts'
+import { report, undecided } from './hearing.ts'
 import { callsOf } from './messages.ts'
 
 type Said = { name: string; input: unknown; path?: string[] }

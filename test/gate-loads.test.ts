@@ -33,6 +33,7 @@ const trusted = (it: Desk) => {
   return run(it.agent, { messages: 'x', decisions }, options)
 }
 const cases: [file: string, claim: string, more: Json, act: typeof trusted, runs: number][] = [
+  ['hearing', 'a decision is heard', {}, approved, 1],
   ['strays', 'a decision on a call that no state holds is heard', {}, trusted, 1],
   ['opinions', 'a policy is asked', { requiresApproval: () => false }, (it) => it.propose(), 1],
   ['opinions', 'a preview is made', { preview: () => 'x' }, approved, 1],

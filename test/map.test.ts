@@ -48,7 +48,7 @@ const allowed: Record<string, string[]> = {
   messages: ['providers/provider', 'approval', 'proof'],
   agent: [
     ...['providers/provider', 'approval', 'mask', 'messages', 'proof', 'session', 'store', 'tool'],
-    ...['children', 'facts', 'interceptors', 'load', 'sealing', 'strays'],
+    ...['children', 'ending', 'facts', 'hearing', 'interceptors', 'load', 'sealing'],
   ],
   protocol: ['providers/provider', 'schema', 'tool'],
   http: [
@@ -67,6 +67,9 @@ const allowed: Record<string, string[]> = {
     'store',
     'tool',
   ],
+  strays: ['agent', 'approval', 'ending', 'hearing', 'messages'],
+  ending: ['agent', 'approval', 'hearing', 'load', 'sealing'],
+  hearing: ['agent', 'approval', 'load', 'messages', 'strays'],
   function: ['agent', 'http', 'mask'],
   log: ['providers/provider', 'agent', 'http', 'mask', 'tool'],
   router: ['http', 'protocol', 'tool'],

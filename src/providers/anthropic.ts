@@ -2,11 +2,12 @@
 // https://docs.claude.com/en/api/messages  https://docs.claude.com/en/docs/build-with-claude/streaming
 // Thinking, server-side tools and blocks of a kind we do not know travel as opaque parts, unchanged and in place.
 
-import { configError, truncated, unsupportedFile } from './errors.ts'
+import { type Block, marked, name, type Turn, toTool, toTurns } from './anthropic-request.ts'
+import { configError, truncated } from './errors.ts'
 import { alternating, instructions, Last, Memory } from './history.ts'
-import type { FinishReason, Message, ModelReply, ModelRequest, Part, ToolSpec } from './provider.ts'
+import type { FinishReason, ModelReply, ModelRequest, Part } from './provider.ts'
 import type { Place } from './repeats.ts'
-import { append, inputObject, toReply as replyOf, string, toolInput, toUsage } from './reply.ts'
+import { append, toReply as replyOf, string, toolInput, toUsage } from './reply.ts'
 import * as wire from './wire.ts'
 
 export interface AnthropicOptions extends wire.HttpOptions {
@@ -74,84 +75,9 @@ export function anthropic(options: AnthropicOptions): wire.HttpProvider {
   )
 }
 
-const name = 'anthropic'
-
-// biome-ignore lint/suspicious/noExplicitAny: the vendor's JSON
-type Block = Record<string, any>
-type Turn = { role: 'user' | 'assistant'; content: Block[] }
-
 function toToolChoice({ toolChoice = 'auto' }: ModelRequest): Block | undefined {
   if (toolChoice === 'auto') return undefined
   return { tool_choice: toolChoice === 'none' ? { type: 'none' } : { type: 'tool', ...toolChoice } }
-}
-
-function toTool({ name, description, input }: ToolSpec): Block[] {
-  return [{ name, description, input_schema: input }]
-}
-
-/** The turn and, as a user turn that is joined to the next, all results of its calls. */
-function toTurns(message: Message): Turn[] {
-  const content: Block[] = []
-  let isEmpty = true
-  let before: Part | undefined
-  for (const part of message.parts) {
-    const block = toBlock(part, message, before)
-    before = part
-    if (!block) continue
-    content.push(block)
-    // A turn that was cut in the middle of thinking holds nothing else, and the API refuses it.
-    if (block.type !== 'thinking' && block.type !== 'redacted_thinking') isEmpty = false
-  }
-  const turns: Turn[] = isEmpty ? [] : [{ role: message.role, content }]
-  if (message.role === 'user' || message.results.length === 0) return turns
-  const results = message.results.map(({ callId, outcome, content }) => {
-    const result = { type: 'tool_result', tool_use_id: callId, content }
-    return outcome === 'ok' ? result : { ...result, is_error: true }
-  })
-  turns.push({ role: 'user', content: results })
-  return turns
-}
-
-/** Nothing for what is not to be sent. */
-function toBlock(part: Part, message: Message, before: Part | undefined): Block | undefined {
-  // The API refuses blank texts.
-  if (part.type === 'text') return part.text.trim() ? { type: 'text', text: part.text } : undefined
-  if (part.type === 'file') return toFile(part, message)
-  const isOurs = part.type === 'opaque' && part.provider === name && !callerOf(part)
-  if (part.type === 'opaque') return isOurs ? (part.data as Block) : undefined
-  const { id, name: called } = part
-  const use: Block = { type: 'tool_use', id, name: called, input: inputObject(part.input) }
-  const caller = callerOf(before)
-  return caller ? { ...use, ...caller } : use
-}
-
-/** Who asked for a call, when it was code at Anthropic's: kept in an opaque part of its own before the call. */
-function callerOf(part: Part | undefined): { caller: unknown } | undefined {
-  if (part?.type !== 'opaque' || part.provider !== name) return undefined
-  const { type, caller } = part.data as Block
-  return type === undefined && caller ? { caller } : undefined
-}
-
-function toFile(part: Part & { type: 'file' }, { role }: Message): Block {
-  const { mediaType, data } = part
-  const source = { type: 'base64', media_type: mediaType, data }
-  const title = part.name && { title: part.name }
-  if (role === 'user') {
-    if (/^image\/(png|jpeg|gif|webp)$/.test(mediaType)) return { type: 'image', source }
-    if (mediaType === 'application/pdf') return { type: 'document', source, ...title }
-    if (mediaType.startsWith('text/')) {
-      const text = Buffer.from(data, 'base64').toString('utf8')
-      const plain = { type: 'text', media_type: 'text/plain', data: text }
-      return { type: 'document', source: plain, ...title }
-    }
-  }
-  throw unsupportedFile(name, "PNG, JPEG, GIF, WebP, PDF and text in a user's message", part)
-}
-
-/** The point goes on the last block that may carry one: thinking may not. */
-function marked(blocks: Block[], point: Block | undefined): Block[] {
-  const at = point ? blocks.findLastIndex(({ type }) => !/thinking$/.test(type)) : -1
-  return at < 0 ? blocks : blocks.with(at, { ...blocks[at], ...point })
 }
 
 const reasons: Record<string, FinishReason> = {
