@@ -69,7 +69,8 @@ export class Repeats {
     around.push(data.slice(from))
     const marked = around.reduce((text, next, i) => `${text}${mark}${i}${next}`)
     if (data.includes(mark) || !this.#areMarked(marked, places.length)) return
-    this.#shape = { json, places, around }
+    // Copies: a slice would keep all of the text that it is cut from, for as long as the model is used.
+    this.#shape = { json, places, around: around.map((text) => Buffer.from(text).toString()) }
     this.#shared.unshift(this.#shape)
     this.#shared.length = Math.min(this.#shared.length, mostShared)
   }

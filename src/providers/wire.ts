@@ -356,6 +356,7 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
     wait.then(
       () => {
         this.#busy = false
+        if (this.#settled) return
         this.#watch.hold(false)
         this.#deliver()
         if (!this.#busy) this.#controller?.resume()
