@@ -30,6 +30,8 @@ export class Repeats {
   readonly #shared: Shape[]
   /** That of the last event, which is likely to be the next one's. */
   #shape: Shape | undefined
+  /** Its pieces are none of `shared`, as where each event has the answer's id: these are not asked any more. */
+  #isOther = false
   #seen = 0
   #learned = 0
 
@@ -41,15 +43,17 @@ export class Repeats {
   /** What `JSON.parse` gives, until the next call: an object that came before may come again with other strings. */
   parse(data: string): unknown {
     if (this.#shape && fill(this.#shape, data)) return this.#shape.json
-    for (const shape of this.#shared)
-      if (shape !== this.#shape && fill(shape, data)) {
-        this.#shape = shape
-        return shape.json
-      }
+    if (!this.#isOther)
+      for (const shape of this.#shared)
+        if (shape !== this.#shape && fill(shape, data)) {
+          this.#shape = shape
+          return shape.json
+        }
     const json = JSON.parse(data)
     if (!this.#placesOf || this.#learned === mostLearned) return json
     const places = this.#placesOf(json)
     if (places.length === 0) return json
+    this.#isOther = true
     const patience = places[0]?.[2] ? 6 : 2
     if (++this.#seen % patience === 0) this.#learn(data, json, places)
     return json
