@@ -189,9 +189,10 @@ export class Bench {
     const key = `${name} ${JSON.stringify(entry.task)}`
     const isWarm = this.#warm.has(key)
     this.#warm.add(key)
-    // V8 is done with optimizing some three seconds in; a paced run takes its own time.
+    // V8 is done with optimizing some three seconds in. A paced run is short of work, and while the others have their turn
+    // V8 collects what is idle and forgets its shapes: it is warmed by a run of its own each time.
     const isPaced = entry.pair?.full === 1
-    const warmMs = isWarm ? 0 : this.quick || isPaced ? Math.max(ms * 2, 1) : 3000
+    const warmMs = isPaced ? 1 : isWarm ? 0 : this.quick ? Math.max(ms * 2, 1) : 3000
     const isRival = name !== 'limit' && name !== 'ours'
     const lanes = this.quick && isRival && entry.pair?.full > 1 ? 2 : 8
     const { figures } = await child.ask({ ...entry.task, mock: this.mockUrl, lanes, ms, warmMs })
