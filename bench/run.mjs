@@ -3,6 +3,7 @@
 //   --only run,http      run, bedrock, parallel, tokens, first-token, streams, cold, http, approvals
 //   --runners ours,ai    ours, ai, openai-agents, strands, langgraph, pi (the limit is always there), provider
 //   --repetitions 5
+//   --cold               services meet all their connections at once, as none that starts does
 
 import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
@@ -16,6 +17,7 @@ import { benchDir, rootDir } from './lib/root.mjs'
 const { values: given } = parseArgs({
   options: {
     quick: { type: 'boolean', default: false },
+    cold: { type: 'boolean', default: false },
     only: { type: 'string' },
     runners: { type: 'string' },
     repetitions: { type: 'string' },
@@ -48,7 +50,7 @@ if (needed && !existsSync(join(benchDir, 'node_modules'))) {
 }
 
 const repetitions = given.repetitions && { repetitions: Number(given.repetitions) }
-const bench = new Bench({ names, quick: given.quick, say, ...repetitions })
+const bench = new Bench({ names, quick: given.quick, cold: given.cold, say, ...repetitions })
 const began = performance.now()
 try {
   await bench.start()

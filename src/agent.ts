@@ -654,23 +654,22 @@ function open(
   }
   if (!paused) return begin(agent, desk, scope, messages)
   const begun = (state?: RunState, failure?: unknown) =>
-    begin(agent, desk, scope, messages, { state, failure, ignored: !state })
+    begin(agent, desk, scope, messages, { state, failure })
   if (typeof paused === 'object') return begun(structuredClone(paused))
   const opening = sealing().then(({ openRun }) => openRun(scope, paused))
   return opening.then(begun, (failure) => begun(undefined, failure))
 }
-
-/** `ignored`: what came as a paused run was none. */
-type From = { state: RunState | undefined; failure: unknown; ignored: boolean }
 
 function begin(
   agent: Agent,
   desk: Desk,
   scope: Base,
   messages: Message[],
-  { state, failure, ignored }: Partial<From> = {},
+  paused?: { state: RunState | undefined; failure: unknown },
 ): Run | Promise<Run> {
   const { principal } = scope.who
+  const state = paused?.state
+  let failure = paused?.failure
   if (state?.askers) scope.askers.push(...state.askers)
   const hasWords = (m: Message) => m.role === 'user' && talk.textOf(m.parts).trim() !== ''
   const spoken = principal && (state ? desk.words !== '' : messages.some(hasWords))
@@ -691,7 +690,7 @@ function begin(
     }
     const reason = 'it was not sealed here for this agent, principal, thread and context'
     if (failure) await fail(self, failure)
-    else if (ignored) self.fact('PausedRunIgnored', { reason })
+    else if (paused && !state) self.fact('PausedRunIgnored', { reason })
     const isFirst = messages.filter((m) => m.role === 'user').length === 1
     if (!state && isFirst) self.fact('ConversationStarted', {})
     return self

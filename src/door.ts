@@ -3,6 +3,7 @@
 // Covers: slow and half-open clients, DNS rebinding, requests sent twice. Does not cover: TLS, rate limits, who asks.
 
 import type { IncomingMessage, OutgoingHttpHeaders, Server, ServerResponse } from 'node:http'
+import { randomId } from './proof.ts'
 import { DcafError, type ErrorCode } from './providers/provider.ts'
 import type { Store } from './store.ts'
 
@@ -491,7 +492,7 @@ function refuse(res: ServerResponse, status: number, code: ErrorCode, detail: st
     detail,
     code,
     retryable: status === 503,
-    request_id: crypto().randomBytes(16).toString('hex'),
+    request_id: randomId(),
   }
   if (status === 503) res.setHeader('retry-after', 1)
   res.setHeader('x-request-id', problem.request_id)

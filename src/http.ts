@@ -158,7 +158,7 @@ async function serveOther(ask: Ask, route: string, query: string): Promise<true>
     const ready = !(door.draining && new URLSearchParams(query).has('ready'))
     sendJson(ask, ready ? 200 : 503, { status: ready ? 'ok' : 'draining' })
   }
-  ask.log?.request(ask, ask.path)
+  ask.log?.request(ask)
   return true
 }
 
@@ -344,7 +344,7 @@ async function serve(ask: Ask, streams: boolean): Promise<true> {
   } finally {
     leave(ask)
   }
-  ask.log?.request(ask, ask.path)
+  ask.log?.request(ask)
   return true
 }
 

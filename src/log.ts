@@ -11,6 +11,7 @@ import type { PlatformContext } from './tool.ts'
 /** The request that an entry belongs to. */
 interface About {
   res: ServerResponse
+  path: string
   started: number
   requestId: string
   context: PlatformContext
@@ -46,8 +47,8 @@ export function logOf({ log, onEvent, logPayloads, trustClient }: ChatOptions) {
   const unproven = { message: 'approvals are accepted without proof' }
   if (trustClient) note(undefined, 'warn', 'trust_client', unproven)
   return {
-    request(about: About, path: string): void {
-      const { res, started, outcome } = about
+    request(about: About): void {
+      const { res, path, started, outcome } = about
       note(about, 'info', 'request', {
         method: res.req.method,
         path,

@@ -34,6 +34,7 @@ const trusted = (it: Desk) => {
 }
 const cases: [file: string, claim: string, more: Json, act: typeof trusted, runs: number][] = [
   ['hearing', 'a decision is heard', {}, approved, 1],
+  ['ending', 'a call that waits is shown', {}, approved, 1],
   ['strays', 'a decision on a call that no state holds is heard', {}, trusted, 1],
   ['opinions', 'a policy is asked', { requiresApproval: () => false }, (it) => it.propose(), 1],
   ['opinions', 'a preview is made', { preview: () => 'x' }, approved, 1],

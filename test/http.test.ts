@@ -1533,6 +1533,21 @@ test('requestMs ends whatever hangs: body, hooks, model, function', async (t) =>
   slow.socket.destroy()
 })
 
+test('requests that begin one after another each have a deadline, after a pause too', async (t) => {
+  const deaf = {
+    name: 'deaf',
+    model: 'm',
+    render: () => ({}),
+    complete: () => new Promise<never>(() => {}),
+  }
+  const { chat } = await open(t, () => 'ok', { limits: { requestMs: 60 } }, { provider: deaf })
+  const ask = async (afterMs: number) => {
+    await sleep(afterMs)
+    return (await chat({ messages: [u('x')] })).status
+  }
+  assert.deepEqual(await Promise.all([ask(0), ask(30), ask(45), ask(250)]), [504, 504, 504, 504])
+})
+
 test('a stream past its deadline ends with an error event', async (t) => {
   const { entry, seen } = hanging('begun')
   const { stream } = await open(t, [entry], { limits: { requestMs: 60 } })

@@ -52,9 +52,9 @@ export class Bench {
   #warm = new Set()
   mockUrl = ''
 
-  /** `quick` shortens; `say(text)` hears what is going on. */
-  constructor({ names, quick = false, repetitions = quick ? 1 : 5, say = () => {} }) {
-    Object.assign(this, { names, quick, repetitions, say })
+  /** `quick` shortens; `cold` spares services no burst; `say(text)` hears what is going on. */
+  constructor({ names, quick, cold, repetitions = quick ? 1 : 5, say = () => {} }) {
+    Object.assign(this, { names, quick, cold, repetitions, say })
   }
 
   async start() {
@@ -334,7 +334,7 @@ async function httpFigures(bench, entry) {
     await sameOnTheWire([...running.values()], path, body)
     // The first two rounds warm up, as a service does: few connections, then all. Hit by 64 in its first millisecond, V8
     // takes what lives through that burst for long-lived, and pays for it ever after.
-    for (let i = -2; i < bench.repetitions; i++)
+    for (let i = bench.cold ? -1 : -2; i < bench.repetitions; i++)
       for (const name of i % 2 ? names.toReversed() : names) {
         const { child, port, taken } = running.get(name)
         await child.ask('begin')

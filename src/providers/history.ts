@@ -175,7 +175,6 @@ function joined(list: string, next: string): string {
 
 /** JSON.stringify writes half a surrogate pair as `\udXXX`. */
 function wellFormed(value: unknown): string | undefined {
-  if (typeof value === 'boolean') return `${value}`
   const text = JSON.stringify(value) as string | undefined
   if (!text?.includes('\\ud')) return text
   return text.replace(/\\(\\|ud[89a-f][0-9a-f]{2})/g, (all) => (all === '\\\\' ? all : '\ufffd'))

@@ -214,7 +214,7 @@ class Exchange implements Dispatcher.DispatchHandler, Answer {
     this.reply = this.#done.promise
     const { wire, url, timeouts, signal, headers } = call
     if (signal) {
-      // A function: an object with handleEvent would keep all of this from the garbage collector's quick rounds.
+      // A function: around an object with handleEvent node makes one, and an async one at that.
       this.#onAbort = () => this.#fail(signal.reason)
       signal.addEventListener('abort', this.#onAbort)
     }
